@@ -1,0 +1,64 @@
+"""fnrl: reinforcement learning for PyTorch in the functional style of JAX.
+
+Actors, algorithms and storages are frozen configurations with pure methods on immutable records; a training architecture is a composition
+of nodes that runs in one process or, unchanged, as a Ray task graph. `docs/architecture.md` shows how it fits together.
+"""
+
+from fnrl import envs, random
+from fnrl.actors import OnPolicyActorCritic
+from fnrl.algos import A2C, PPO, Algorithm
+from fnrl.component import Linear, component, hyper, option, setting
+from fnrl.errors import CheckpointError, CompositionError, EnvironmentFault, NonFiniteError, StaleStateError
+from fnrl.executor import Inline
+from fnrl.networks import CNN, GRU, MLP, module
+from fnrl.optim import SGD, Adam, RMSProp
+from fnrl.parts import NormaliseObs, Parts, ScaleReward
+from fnrl.random import key
+from fnrl.record import host, record, static
+from fnrl.scheme import Scheme, SchemeState
+from fnrl.storages import GAE, Returns
+from fnrl.topology import centralised, collect, gradients, synchronous
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "A2C",
+    "CNN",
+    "GAE",
+    "GRU",
+    "MLP",
+    "PPO",
+    "SGD",
+    "Adam",
+    "Algorithm",
+    "CheckpointError",
+    "CompositionError",
+    "EnvironmentFault",
+    "Inline",
+    "Linear",
+    "NonFiniteError",
+    "NormaliseObs",
+    "OnPolicyActorCritic",
+    "Parts",
+    "RMSProp",
+    "Returns",
+    "ScaleReward",
+    "Scheme",
+    "SchemeState",
+    "StaleStateError",
+    "centralised",
+    "collect",
+    "component",
+    "envs",
+    "gradients",
+    "host",
+    "hyper",
+    "key",
+    "module",
+    "option",
+    "random",
+    "record",
+    "setting",
+    "static",
+    "synchronous",
+]

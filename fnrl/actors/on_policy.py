@@ -1,0 +1,190 @@
+"""The actor of on-policy algorithms: a stochastic policy and a state value."""
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fnrl import check, random
+from fnrl.component import component, option, setting
+from fnrl.distributions import Categorical, Normal
+from fnrl.networks import GRU, MLP, Network, Tensors, linear
+from fnrl.spaces import Box, Discrete, EnvSpec
+from fnrl.types import Params
+
+
+@component
+class OnPolicyActorCritic:
+    """Policy `pi(a | s)` and value `V(s)`: separate networks on the observation, or on features that both share.
+
+    `torso` computes shared features, `recurrent` remembers them; without these, policy and value share nothing. Discrete actions
+    are categorical; Box actions are Gaussian with a state-independent standard deviation, in coordinates where a bounded space
+    spans [-1, 1]: the environment receives the action clipped and scaled to its bounds, storage keeps the unclipped one.
+    """
+
+    family: ClassVar[str] = "on-policy"
+
+    spec: EnvSpec = option(help="the environment's spaces")
+    policy: Network = option(MLP(), help="hidden layers of the policy")
+    value: Network = option(MLP(), help="hidden layers of the value")
+    torso: Network | None = option(None, help="features shared by policy and value")
+    recurrent: GRU | None = option(None, help="memory over the shared features")
+    log_std: float = setting(0.0, low=-20.0, high=2.0, help="initial log standard deviation of Box actions")
+
+    def __post_init__(self) -> None:
+        for net in (self.policy, self.value):
+            net.width(_taken(net, self._shared_shape()))
+
+    # -- parameters, memory, noise ----------------------------------------------------------------------------
+
+    def init(self, key: Tensor) -> Params:
+        """Fresh parameters in groups `torso`, `recurrent`, `policy`, `value`; policy head gain 0.01, value head gain 1."""
+        tensors: Tensors = {}
+
+        def add(group: str, more: Tensors) -> None:
+            tensors.update({f"{group}.{n}": v for n, v in more.items()})
+
+        keys = random.split(key, 6)
+        if self.torso is not None:
+            add("torso", self.torso.init(keys[0], _taken(self.torso, self._obs_shape())))
+        if self.recurrent is not None:
+            add("recurrent", self.recurrent.init(keys[1], math.prod(self._torso_shape())))
+        for i, (name, net, width, gain) in enumerate(
+            (("policy", self.policy, self._policy_width(), 0.01), ("value", self.value, 1, 1.0))
+        ):
+            at = _taken(net, self._shared_shape())
+            add(name, net.init(keys[2 + i], at))
+            add(f"{name}.head", linear(keys[4 + i], net.width(at), width, gain))
+            if name == "policy" and isinstance(self.spec.action, Box):
+                add(name, {"log_std": torch.full((width,), float(self.log_std))})
+        return Params.of(tensors)
+
+    def memory(self, n: int) -> Tensor:
+        """The memory at the start of an episode, `[n, H]`; H is 0 without recurrence."""
+        return torch.zeros(n, self.recurrent.size if self.recurrent else 0)
+
+    def noise(self, key: Tensor, steps: int, n: int) -> Tensor:
+        """What `act` needs for `steps` steps of `n` environments, `[T, N, ...]`."""
+        action = self.spec.action
+        if isinstance(action, Discrete):
+            return random.gumbel(key, (steps, n, action.n))
+        return random.normal(key, (steps, n, action.size))
+
+    # -- acting -------------------------------------------------------------------------------------------------
+
+    def act(
+        self, params: Params, obs: Tensor, memory: Tensor, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`action, env_action, logp [N], memory`; the most likely action where noise is None. obs `[N, ...]`, noise `[N, ...]`."""
+        tensors = params.tree()
+        x, memory = self._shared(tensors, obs, memory)
+        pi = self._policy(tensors, x)
+        action = pi.mode() if noise is None else pi.sample(noise)
+        return action, self.env_action(action), pi.log_prob(action), memory
+
+    def env_action(self, action: Tensor) -> Tensor:
+        """The environment's action: Discrete counted from `start`; Box clipped to [-1, 1] and scaled, if it has bounds."""
+        space = self.spec.action
+        if isinstance(space, Discrete):
+            return action + space.start if space.start else action
+        if not space.bounded:
+            return action.unflatten(-1, space.shape) if len(space.shape) != 1 else action
+        if space.low == -1.0 and space.high == 1.0:
+            action = action.clamp(-1.0, 1.0)
+        else:
+            low, high = (b.reshape(-1).to(action.device) for b in space.bounds())
+            action = low + (action.clamp(-1.0, 1.0) + 1.0) * 0.5 * (high - low)
+        return action if len(space.shape) == 1 else action.reshape(*action.shape[:-1], *space.shape)
+
+    # -- evaluating ---------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, params: Params, obs: Tensor, memory: Tensor, starts: Tensor, action: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`logp, entropy, value [T, B]` of stored actions, and the memory after each step `[T, B, H]`.
+
+        obs `[T, B, ...]`, memory `[B, H]` at the first step, starts `[T, B]`: where an episode begins and memory is cleared.
+        """
+        tensors = params.tree()
+        x, memories = self._unroll(tensors, obs, memory, starts)
+        pi = self._policy(tensors, x)
+        return pi.log_prob(action), pi.entropy(), self._value(tensors, x), memories
+
+    def values(self, params: Params, obs: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """`V [T, B]` alone, and the memory after each step."""
+        tensors = params.tree()
+        x, memories = self._unroll(tensors, obs, memory, starts)
+        return self._value(tensors, x), memories
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _policy_width(self) -> int:
+        action = self.spec.action
+        return action.n if isinstance(action, Discrete) else action.size
+
+    def _obs_shape(self) -> tuple[int, ...]:
+        obs = self.spec.obs
+        return (obs.n,) if isinstance(obs, Discrete) else obs.shape
+
+    def _torso_shape(self) -> tuple[int, ...]:
+        shape = self._obs_shape()
+        return (self.torso.width(_taken(self.torso, shape)),) if self.torso else shape
+
+    def _shared_shape(self) -> tuple[int, ...]:
+        return (self.recurrent.size,) if self.recurrent is not None else self._torso_shape()
+
+    def _features(self, tensors: Tensors, obs: Tensor) -> Tensor:
+        space = self.spec.obs
+        x = F.one_hot(obs, space.n).float() if isinstance(space, Discrete) else obs
+        if x.dtype == torch.uint8:
+            x = x.float() / 255.0
+        if self.torso is not None:
+            x = self.torso.apply(_group(tensors, "torso"), _fit(self.torso, x, self._obs_shape()))
+        return x if self.recurrent is None else _fit(self.recurrent, x, self._torso_shape())
+
+    def _shared(self, tensors: Tensors, obs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        x = self._features(tensors, obs)
+        if self.recurrent is None:
+            return x, memory
+        memory = self.recurrent.apply(_group(tensors, "recurrent"), x, memory)
+        return memory, memory
+
+    def _unroll(self, tensors: Tensors, obs: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        check.shape(starts, *obs.shape[:2])
+        x = self._features(tensors, obs)
+        if self.recurrent is None:
+            return x, memory.expand(obs.shape[0], *memory.shape)
+        cell = _group(tensors, "recurrent")
+        memories = []
+        for features, start in zip(x.unbind(0), starts.unbind(0), strict=True):
+            memory = self.recurrent.apply(cell, features, torch.where(start[..., None], 0.0, memory))
+            memories.append(memory)
+        out = torch.stack(memories)
+        return out, out
+
+    def _policy(self, tensors: Tensors, x: Tensor) -> Categorical | Normal:
+        x = self.policy.apply(_group(tensors, "policy"), _fit(self.policy, x, self._shared_shape()))
+        x = F.linear(x, tensors["policy.head.weight"], tensors["policy.head.bias"])
+        if isinstance(self.spec.action, Discrete):
+            return Categorical(x)
+        return Normal(x, tensors["policy.log_std"].expand_as(x))
+
+    def _value(self, tensors: Tensors, x: Tensor) -> Tensor:
+        x = self.value.apply(_group(tensors, "value"), _fit(self.value, x, self._shared_shape()))
+        return F.linear(x, tensors["value.head.weight"], tensors["value.head.bias"]).squeeze(-1)
+
+
+def _taken(net: Network | GRU, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which a network takes inputs: dense ones take them flat."""
+    return (math.prod(shape),) if isinstance(net, MLP | GRU) else shape
+
+
+def _fit(net: Network | GRU, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return x if len(shape) == len(_taken(net, shape)) else x.reshape(*x.shape[: x.dim() - len(shape)], -1)
+
+
+def _group(tensors: Tensors, name: str) -> Tensors:
+    prefix = name + "."
+    return {n[len(prefix) :]: v for n, v in tensors.items() if n.startswith(prefix)}

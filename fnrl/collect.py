@@ -1,0 +1,172 @@
+"""Collection: a rollout of T steps from N environments, with the present weights."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fnrl import random, returns, tree
+from fnrl.envs.base import Step
+from fnrl.errors import NonFiniteError
+from fnrl.lift import Run
+from fnrl.parts import NormaliseObs, ScaleReward
+from fnrl.record import host, record
+from fnrl.types import Episodes, Moments, Rollout, Transition, Tree, Weights
+
+
+@record
+class ReturnScale:
+    """Moments of the discounted return, and the return so far of each environment `[N]`."""
+
+    moments: Moments
+    discounted: Tensor
+
+
+@record
+class Tally:
+    """What is carried from rollout to rollout: raw return and length so far `[N]`, and the reward scale (or `()`)."""
+
+    returns: Tensor
+    lengths: Tensor
+    scale: Tree
+
+
+@record
+class CollectState:
+    """Environments, the actor's memory `[N, H]`, the tally, and the key of all noise."""
+
+    env: Tree
+    memory: Tensor
+    tally: Tally
+    key: Tensor
+    rollouts: int = host(default=0)
+
+
+def first_state(run: Run, key: Tensor) -> CollectState:
+    """Fresh episodes in every environment."""
+    parts, fold = run.parts, run.lift(random.fold_in)
+    env_key, noise_key = fold(key, 0), fold(key, 1)
+    env = run.over_lanes(parts.env.init, env_key) if parts.env.pure else parts.env.init(env_key)
+    n = parts.env.num_envs
+
+    def blank(_: Tensor) -> tuple[Tensor, Tally]:
+        scale = () if parts.scale_reward is None else ReturnScale(Moments.zeros(()), torch.zeros(n))
+        return parts.actor.memory(n), Tally(torch.zeros(n), torch.zeros(n, dtype=torch.int64), scale)
+
+    memory, tally = run.over_lanes(blank, key)
+    return CollectState(env, memory, tally, noise_key)
+
+
+def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[CollectState, Rollout, Episodes]:
+    """`storage.steps` steps: `steps` are `[T, N]`, and episodes that ended stand in `Episodes`.
+
+    Errors: NonFiniteError naming environment, step and key.
+    """
+    parts, axis = run.parts, run.axis
+    env, actor, steps = parts.env, parts.actor, parts.storage.steps
+    key = run.lift(random.fold_in)(state.key, state.rollouts)
+    keys = run.lift(random.split)(key)
+    noise = run.lift(actor.noise)(keys.select(-2, 0), steps, env.num_envs).unbind(axis)
+    env_noise: Any = ((),) * steps
+    if env.pure:
+        flat, structure = tree.flatten(run.lift(env.noise)(keys.select(-2, 1), steps))
+        env_noise = [tree.unflatten(structure, xs) for xs in zip(*(x.unbind(axis) for x in flat), strict=True)]
+
+    advance = _pure_step if env.pure else _hosted_step
+    env_state, memory, transitions = state.env, state.memory, []
+    for t in range(steps):
+        env_state, memory, transition = advance(run, env_state, memory, weights, noise[t], env_noise[t])
+        transitions.append(transition)
+
+    rollout = tree.map(lambda *xs: torch.stack(xs, axis), *transitions)
+    _refuse_non_finite(run, state, rollout, key)
+    reward, moments, episodes, tally = run.graph(_account)(
+        parts.scale_reward, parts.normalise_obs, rollout, state.tally, weights.hyper
+    )
+    rollout = dataclasses.replace(rollout, reward=reward)
+    state = dataclasses.replace(
+        state, env=env_state, memory=memory, tally=tally, rollouts=state.rollouts + 1
+    )
+    return state, Rollout(rollout, moments, weights.version, steps * env.num_envs), episodes
+
+
+def act(
+    actor: Any, params: Any, normaliser: Tree, obs: Tensor, memory: Tensor, noise: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`actor.act` on the raw observation, normalised first if the parts do so."""
+    seen = obs if isinstance(normaliser, tuple) else normaliser(obs)
+    return actor.act(params, seen, memory, noise)
+
+
+def _pure_step(run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tensor, env_noise: Tree) -> Any:
+    parts = run.parts
+    return run.graph(_act_and_step)(
+        parts.env, parts.actor, weights.params, weights.normaliser, state, memory, noise, env_noise
+    )
+
+
+def _act_and_step(
+    env: Any, actor: Any, params: Any, normaliser: Tree, state: Any, memory: Tensor, noise: Tensor, env_noise: Tree
+) -> tuple[Any, Tensor, Transition]:
+    action, env_action, logp, after = act(actor, params, normaliser, state.obs, memory, noise)
+    next_state, step = env.step(state, env_action, env_noise)
+    return next_state, _memory_after(after, step), _transition(state.obs, action, logp, step, memory)
+
+
+def _hosted_step(run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tensor, env_noise: Tree) -> Any:
+    parts = run.parts
+    action, env_action, logp, after = run.graph(act)(
+        parts.actor, weights.params, weights.normaliser, state.obs, memory, noise
+    )
+    next_state, step = parts.env.step(state, env_action, env_noise)
+    return next_state, _memory_after(after, step), _transition(state.obs, action, logp, step, memory)
+
+
+def _memory_after(memory: Tensor, step: Step) -> Tensor:
+    if memory.shape[-1] == 0:
+        return memory
+    return torch.where((step.terminated | step.truncated)[..., None], 0.0, memory)
+
+
+def _transition(obs: Tensor, action: Tensor, logp: Tensor, step: Step, memory: Tensor) -> Transition:
+    return Transition(obs, action, logp, step.reward, step.terminated, step.truncated, step.next_obs, memory)
+
+
+def _account(
+    scale: ScaleReward | None, normalise: NormaliseObs | None, steps: Transition, tally: Tally, hyper: dict[str, Tensor]
+) -> tuple[Tensor, Tree, Episodes, Tally]:
+    """Rewards to learn from, moments of observations, episodes that ended, and the tally to carry on."""
+    done = steps.terminated | steps.truncated
+    returns_, returns_left = _running(steps.reward, done, tally.returns, 1.0)
+    lengths, lengths_left = _running(torch.ones_like(steps.reward), done, tally.lengths.float(), 1.0)
+    episodes = Episodes(done, torch.where(done, returns_, 0.0), torch.where(done, lengths, 0.0).long())
+    reward, scaled = steps.reward, tally.scale
+    if scale is not None:
+        discounted, left = _running(reward, done, tally.scale.discounted, hyper["gamma"])
+        moments = tally.scale.moments.merge(Moments.of(discounted, 2))
+        factor = torch.rsqrt(moments.m2 / moments.count + 1e-8).float()
+        reward, scaled = (reward * factor).clamp(-scale.clip, scale.clip), ReturnScale(moments, left)
+    seen = () if normalise is None else Moments.of(steps.obs, 2)
+    return reward, seen, episodes, Tally(returns_left, lengths_left.long(), scaled)
+
+
+def _running(reward: Tensor, done: Tensor, carried: Tensor, gamma: Any) -> tuple[Tensor, Tensor]:
+    """`G_t = r_t + gamma (1 - done_{t-1}) G_{t-1}` `[T, N]` with `G_{-1}` carried in, and `G` to carry on (0 after an end)."""
+    keep = gamma * (1.0 - done.float())
+    first = torch.cat([(reward[0] + gamma * carried)[None], reward[1:]])
+    running = returns.forward_scan(first, torch.cat([torch.zeros_like(keep[:1]), keep[:-1]]))
+    return running, torch.where(done[-1], 0.0, running[-1])
+
+
+def _refuse_non_finite(run: Run, state: CollectState, rollout: Transition, key: Tensor) -> None:
+    for name in ("next_obs", "reward", "logp"):
+        x = getattr(rollout, name)
+        if not x.is_floating_point() or bool(torch.isfinite(x).all()):
+            continue
+        where = torch.nonzero(~torch.isfinite(x))[0].tolist()
+        lane = "" if run.lanes is None else f"lane {where.pop(0)}, "
+        raise NonFiniteError(
+            f"{name} is not finite: {run.parts.env.spec.name}, {lane}environment {where[1]}, step {where[0]} of rollout "
+            f"{state.rollouts} at node {run.name}; the rollout's key is {key.tolist()}. Nothing of it was learnt"
+        )

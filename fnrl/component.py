@@ -1,0 +1,185 @@
+"""Components: frozen configurations with pure methods. The value is the factory: it prints, compares, pickles and ships.
+
+`hyper(...)` declares a number that algorithms read as a 0-d tensor from `weights.hyper`: it can be scheduled, swept over lanes and set
+while running. `setting(...)` declares one that shapes the program (a count, a size) and is fixed. Both carry their range and a line
+of help, so a value out of range, or a misspelt name, is refused where it is written.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
+
+T = TypeVar("T")
+
+_RANGE = "fnrl.range"
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A value as a function of environment steps; evaluated between plans, never inside one."""
+
+    def __call__(self, env_steps: int) -> float: ...
+
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest value it takes, for range checks."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers a field accepts, with a line of help; `swept` ones live in `weights.hyper`."""
+
+    low: float
+    high: float
+    open_low: bool
+    open_high: bool
+    swept: bool
+    help: str
+
+    def __contains__(self, x: float) -> bool:
+        above = x > self.low if self.open_low else x >= self.low
+        return above and (x < self.high if self.open_high else x <= self.high)
+
+    def __str__(self) -> str:
+        return f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+
+
+def hyper(
+    default: Any, *, low: float = 0.0, high: float = math.inf, open_low: bool = False, open_high: bool = False, help: str
+) -> Any:
+    """A numeric hyper-parameter: a float or a `Schedule`, in the range given."""
+    return dataclasses.field(
+        default=default, metadata={_RANGE: Range(low, high, open_low, open_high or high == math.inf, True, help)}
+    )
+
+
+def setting(default: Any = dataclasses.MISSING, *, low: float = 1, high: float = math.inf, help: str) -> Any:
+    """A number that is part of the program's shape; the field's default decides whether it is an int or a float."""
+    return dataclasses.field(default=default, metadata={_RANGE: Range(low, high, False, high == math.inf, False, help)})
+
+
+def option(default: Any = dataclasses.MISSING, *, help: str) -> Any:
+    """Any other field, with a line of help."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def help_of(field: "dataclasses.Field[Any]") -> str:
+    """The line of help of a component's field; empty if it has none."""
+    found = field.metadata.get(_RANGE)
+    return found.help if found else field.metadata.get("help", "")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(hyper, setting, option, dataclasses.field))
+def component(cls: type[T]) -> type[T]:
+    """Makes `cls` a frozen, comparable dataclass whose construction checks names and ranges.
+
+    Errors: TypeError for an unknown or badly typed argument (with the nearest name), ValueError for one out of range.
+    """
+    made: Any = dataclasses.dataclass(frozen=True)(cls)
+    names = tuple(f.name for f in dataclasses.fields(made) if f.init)
+    plain_init = made.__init__
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in kwargs:
+            if name not in names:
+                raise TypeError(f"{cls.__name__} has no parameter {name!r}{nearest(name, names)}")
+        plain_init(self, *args, **kwargs)
+        for field in dataclasses.fields(self):
+            limits = field.metadata.get(_RANGE)
+            if limits is not None:
+                _check(cls.__name__, field.name, getattr(self, field.name), limits, field.default)
+
+    __init__.__wrapped__ = plain_init  # type: ignore[attr-defined]
+    made.__init__ = __init__
+    return made
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'lr'?`, or the list of what there is."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
+
+
+def _check(owner: str, name: str, value: Any, limits: Range, default: Any) -> None:
+    if value is None and default is None:
+        return
+    if isinstance(value, Schedule) and limits.swept:
+        for end in value.ends():
+            _check(owner, f"{name} (an end of its schedule)", end, limits, default)
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    whole = isinstance(default, int) and not isinstance(default, bool) and not limits.swept
+    if not number or (whole and not isinstance(value, int)):
+        kind = "an int" if whole else "a float or a Schedule" if limits.swept else "a number"
+        raise TypeError(f"{owner}.{name} must be {kind}, got {type(value).__name__} {value!r}")
+    if value not in limits:
+        raise ValueError(f"{owner}.{name} = {value!r} is out of range: expected a value in {limits}")
+
+
+def hypers(*components: Any) -> dict[str, float | Schedule]:
+    """The numeric hyper-parameters of some components, by name (those set to None are absent).
+
+    Errors: ValueError when two components declare one name with different values.
+    """
+    found: dict[str, float | Schedule] = {}
+    for part in components:
+        for field in dataclasses.fields(part):
+            limits, value = field.metadata.get(_RANGE), getattr(part, field.name)
+            if limits is None or not limits.swept or value is None:
+                continue
+            if found.get(field.name, value) != value:
+                raise ValueError(f"{field.name} is {found[field.name]!r} in one part and {value!r} in {part!r}")
+            found[field.name] = value
+    return found
+
+
+def check_hyper(name: str, value: Any, *components: Any) -> None:
+    """Refuses a hyper-parameter that no component declares, or a value out of its range (TypeError, ValueError)."""
+    declared = {f.name: (p, f) for p in components for f in dataclasses.fields(p) if name_is_swept(f)}
+    if name not in declared:
+        raise ValueError(f"no part has a hyper-parameter {name!r}{nearest(name, declared)}")
+    part, field = declared[name]
+    if getattr(part, name) is None:
+        raise ValueError(f"{type(part).__name__}.{name} is None: it was switched off when the parts were composed")
+    _check(type(part).__name__, name, value, field.metadata[_RANGE], field.default)
+
+
+def name_is_swept(field: "dataclasses.Field[Any]") -> bool:
+    """Whether a field was declared by `hyper`."""
+    limits = field.metadata.get(_RANGE)
+    return limits is not None and limits.swept
+
+
+def printed(config: Any) -> Any:
+    """A configuration as plain JSON values: what a checkpoint's manifest and a diff of two schemes show."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        fields = {f.name: printed(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {"": f"{type(config).__module__}.{type(config).__qualname__}", **fields}
+    if isinstance(config, dict):
+        return {str(k): printed(v) for k, v in config.items()}
+    if isinstance(config, tuple | list):
+        return [printed(v) for v in config]
+    if isinstance(config, bool | int | str) or config is None:
+        return config
+    if isinstance(config, float):
+        return config if math.isfinite(config) else str(config)
+    name = getattr(config, "__qualname__", None) or getattr(config, "__name__", None)
+    return f"{getattr(config, '__module__', None)}.{name}" if name else repr(config)
+
+
+@component
+class Linear:
+    """A straight line from `start` to `end` over `steps` environment steps, then `end`."""
+
+    start: float = option(help="value at step 0")
+    end: float = option(help="value from `steps` on")
+    steps: int = setting(1_000_000, help="environment steps it takes")
+
+    def __call__(self, env_steps: int) -> float:
+        return self.start + (self.end - self.start) * min(env_steps / self.steps, 1.0)
+
+    def ends(self) -> tuple[float, float]:
+        return min(self.start, self.end), max(self.start, self.end)

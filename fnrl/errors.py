@@ -1,0 +1,21 @@
+"""The errors fnrl raises, by what the user can do about them."""
+
+
+class CompositionError(ValueError):
+    """Parts or nodes that don't fit together; raised when they are composed, before an environment starts."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A NaN or an infinity in an observation, reward, loss or parameter: where, and with which key to find it again."""
+
+
+class EnvironmentFault(RuntimeError):
+    """An environment raised, hung, died, or broke its own declaration (shape, dtype, seed)."""
+
+
+class StaleStateError(RuntimeError):
+    """A state was stepped after a later one had been made from it, and its owner can't go back."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged, or doesn't fit the scheme it is restored into."""

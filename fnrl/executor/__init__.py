@@ -1,0 +1,6 @@
+"""Where replicas run: in this process, or in Ray cells. A scheme gives the same bits on either."""
+
+from fnrl.executor.base import Executor
+from fnrl.executor.inline import Inline
+
+__all__ = ["Executor", "Inline"]

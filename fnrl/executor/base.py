@@ -1,0 +1,35 @@
+"""The few functions a topology asks of an executor."""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from fnrl.lift import Run
+
+
+class Executor(Protocol):
+    """Holds the replicas of a node; `node` has `init`, `step`, `gather` and `restore`."""
+
+    def init(self, run: Run, node: Any, key: Tensor) -> Any:
+        """The state of a fresh replica: pure, or a token for one that lives elsewhere."""
+        ...
+
+    def submit(self, run: Run, node: Any, state: Any, weights: Any) -> Any:
+        """Starts one step of a replica and returns what `result` takes."""
+        ...
+
+    def result(self, pending: Any) -> tuple[Any, Any, Any]:
+        """Waits for a step: `(state, product, info)`. Errors of the replica are raised here."""
+        ...
+
+    def gather(self, run: Run, node: Any, state: Any) -> Any:
+        """A replica's state as pure records: the same on every executor."""
+        ...
+
+    def restore(self, run: Run, node: Any, pure: Any) -> Any:
+        """A replica that continues from pure records."""
+        ...
+
+    def close(self, run: Run, node: Any, state: Any) -> None:
+        """Releases a replica."""
+        ...

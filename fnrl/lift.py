@@ -1,0 +1,129 @@
+"""Where a node runs: parts, executor, path, lanes; and how component methods are lifted over lanes and compiled.
+
+A lifted method is the method itself for one seed, `torch.func.vmap` of it for S lanes (every tensor gains a leading axis `[S]`), and
+either of them compiled. Tensors, and trees of them, are arguments; anything else (a component, a number, None) is part of the program.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from fnrl import tree
+from fnrl.parts import Parts
+from fnrl.record import is_record
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The surroundings of a node: what never changes while it steps."""
+
+    parts: Parts
+    executor: Any
+    path: tuple[int, ...] = ()
+    lanes: int | None = None
+    compile: bool = False
+    device: str = "cpu"
+
+    def child(self, i: int) -> "Run":
+        """The run of the i-th replica below this node."""
+        return dataclasses.replace(self, path=(*self.path, i))
+
+    @property
+    def name(self) -> str:
+        """`0.1` for the second replica of the first replica; `root` at the top."""
+        return ".".join(map(str, self.path)) or "root"
+
+    @property
+    def axis(self) -> int:
+        """The position of a record's first own axis (time): behind the lanes, if there are any."""
+        return 0 if self.lanes is None else 1
+
+    def lift(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """A method over lanes."""
+        return method if self.lanes is None else _mapped(method)
+
+    def graph(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """A method over lanes, compiled if this run compiles: for the few calls in which the time goes."""
+        return _compiled(method, self.lanes is not None) if self.compile else self.lift(method)
+
+    def over_lanes(self, make: Callable[[Tensor], T], key: Tensor) -> T:
+        """`make(key)` for one key, or for each lane's key `[S, 2]` in a loop, stacked; moved to the device."""
+        if self.lanes is None:
+            return tree.to(make(key), self.device)
+        return tree.to(tree.stack([make(k) for k in key.unbind(0)]), self.device)
+
+
+def is_dynamic(x: Any) -> bool:
+    """Whether an argument is a tree of tensors rather than part of the program."""
+    return isinstance(x, Tensor | tuple | list | dict) or is_record(x)
+
+
+def _split(args: tuple[Any, ...]) -> tuple[list[Tensor], tuple[Any, ...], tree.Structure]:
+    """Leaves of the dynamic arguments, the static ones (`...` in a dynamic one's place), and the structure."""
+    dynamic = tuple(a for a in args if is_dynamic(a))
+    leaves, structure = tree.flatten(dynamic, host=False)
+    return leaves, tuple(... if is_dynamic(a) else a for a in args), structure
+
+
+def _call(method: Callable[..., Any], statics: tuple[Any, ...], structure: tree.Structure, leaves: Any) -> Any:
+    dynamic = iter(tree.unflatten(structure, leaves))
+    return method(*(next(dynamic) if s is ... else s for s in statics))
+
+
+@functools.lru_cache(maxsize=512)
+def _mapped(method: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        leaves, statics, structure = _split(args)
+        made: list[tree.Structure] = []
+
+        def flat(*xs: Tensor) -> tuple[Tensor, ...]:
+            out, out_structure = tree.flatten(_call(method, statics, structure, xs))
+            made.append(out_structure)
+            return tuple(out)
+
+        out = torch.func.vmap(flat)(*leaves)
+        return tree.unflatten(made[0], out)
+
+    return run
+
+
+@functools.lru_cache(maxsize=512)
+def _compiled(method: Callable[..., Any], mapped: bool) -> Callable[..., Any]:
+    graphs: dict[Any, tuple[Callable[..., Any], tree.Structure]] = {}
+
+    def run(*args: Any) -> Any:
+        leaves, statics, structure = _split(args)
+        which = (statics, structure, tuple((x.shape, x.dtype, x.device) for x in leaves))
+        if which not in graphs:
+            graphs[which] = _compile(method, statics, structure, leaves, mapped)
+        graph, out_structure = graphs[which]
+        return tree.unflatten(out_structure, graph(*leaves))
+
+    return run
+
+
+def _compile(
+    method: Callable[..., Any], statics: tuple[Any, ...], structure: tree.Structure, leaves: list[Tensor], mapped: bool
+) -> tuple[Callable[..., Any], tree.Structure]:
+    """One graph for one structure and set of shapes, and the structure of what it returns (found by one eager run)."""
+    made: list[tree.Structure] = []
+
+    def probe(*xs: Tensor) -> tuple[Tensor, ...]:
+        out, out_structure = tree.flatten(_call(method, statics, structure, xs))
+        made.append(out_structure)
+        return tuple(out)
+
+    def flat(*xs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tree.leaves(_call(method, statics, structure, xs)))
+
+    def over(f: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.func.vmap(f) if mapped else f
+
+    over(probe)(*leaves)
+    return torch.compile(over(flat), fullgraph=True, dynamic=False), made[0]

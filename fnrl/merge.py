@@ -1,0 +1,60 @@
+"""How the products of replicas become one: in worker order, so that the result does not depend on who was first."""
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fnrl import tree
+from fnrl.lift import Run
+from fnrl.types import Info, Moments, Rollout, Tree, Update
+
+
+def merge_moments(run: Run, a: Tree, b: Tree) -> Tree:
+    """Of both, where `()` is nothing."""
+    if isinstance(a, tuple):
+        return b
+    return a if isinstance(b, tuple) else run.lift(Moments.merge)(a, b)
+
+
+def merge_rollouts(run: Run, rollouts: Sequence[Rollout]) -> Rollout:
+    """Side by side along the environments; the version is the oldest."""
+    return Rollout(
+        tree.concatenate([r.steps for r in rollouts], run.axis + 1),
+        reduce(lambda a, b: merge_moments(run, a, b), [r.moments for r in rollouts]),
+        min(r.version for r in rollouts),
+        sum(r.env_steps for r in rollouts),
+    )
+
+
+def merge_updates(run: Run, updates: Sequence[Update]) -> Update:
+    """The mean of gradients and of metrics, summed in worker order; moments merged; environment steps added."""
+    n = len(updates)
+
+    def mean(*xs: Tensor) -> Tensor:
+        return reduce(torch.add, xs) / n
+
+    return Update(
+        mean(*[u.grads for u in updates]),
+        tree.map(mean, updates[0].info, *[u.info for u in updates[1:]]),
+        reduce(lambda a, b: merge_moments(run, a, b), [u.moments for u in updates]),
+        updates[0].first,
+        updates[0].last,
+        sum(u.env_steps for u in updates),
+        min(u.version for u in updates),
+    )
+
+
+def merge_infos(infos: Sequence[Info]) -> Info:
+    """Means of metrics, all episodes, host facts added."""
+    report: dict[str, float] = {}
+    episodes: tuple[Any, ...] = ()
+    for info in infos:
+        episodes += info.episodes
+        for name, value in info.report.items():
+            report[name] = report.get(name, 0.0) + value
+    told = [i.metrics for i in infos if i.metrics]
+    metrics = tree.map(lambda *xs: reduce(torch.add, xs) / len(xs), told[0], *told[1:]) if told else {}
+    return Info(metrics, episodes, report)

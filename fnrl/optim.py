@@ -1,0 +1,153 @@
+"""Optimisers as pure functions on one flat vector `[P]`.
+
+An optimiser is a frozen value with `init(params) -> state` and `update(grads, state, params, lr, mask) -> (params, state)`.
+`lr` is 0-d, or one per group `[G]`. `mask` is `()`, a 0-d bool, or one per group: where it is false neither the parameters
+nor the optimiser's memory move (a zero gradient would still move Adam).
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fnrl.component import component, setting
+from fnrl.record import record
+from fnrl.types import Layout, Params, Tree
+
+
+class Optimiser(Protocol):
+    """What every optimiser here can do."""
+
+    def init(self, params: Params) -> Tree: ...
+
+    def update(self, grads: Tensor, state: Tree, params: Params, lr: Tensor, mask: Tree = ()) -> tuple[Params, Tree]: ...
+
+
+@record
+class AdamState:
+    """First and second moments `[P]`, and the number of updates of each group `[G]`."""
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+
+@component
+class Adam:
+    """Adam, with decoupled weight decay: arXiv 1412.6980 and 1711.05101, step for step as `torch.optim.AdamW`.
+
+        m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
+        p = p (1 - lr decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+    """
+
+    b1: float = setting(0.9, low=0.0, high=1.0, help="decay of the first moment")
+    b2: float = setting(0.999, low=0.0, high=1.0, help="decay of the second moment")
+    eps: float = setting(1e-5, low=0.0, help="added to the denominator")
+    decay: float = setting(0.0, low=0.0, help="decoupled weight decay")
+
+    def init(self, params: Params) -> AdamState:
+        """Nothing seen yet."""
+        zeros = torch.zeros_like(params.vector)
+        return AdamState(zeros, zeros.clone(), zeros.new_zeros(len(params.layout.groups)))
+
+    def update(
+        self, grads: Tensor, state: AdamState, params: Params, lr: Tensor, mask: Tree = ()
+    ) -> tuple[Params, AdamState]:
+        """One step; the learning rate multiplies the bias-corrected ratio."""
+        layout = params.layout
+        count = state.count + 1.0
+        mean = torch.lerp(state.mean, grads, 1.0 - self.b1)
+        var = (state.var * self.b2).addcmul(grads, grads, value=1.0 - self.b2)
+        first, second = 1.0 - self.b1**count, 1.0 - self.b2**count
+        step = layout.spread(_per_group(lr, layout) / first)
+        denominator = var.sqrt() * layout.spread(second.rsqrt()) + self.eps
+        old = params.vector if self.decay == 0.0 else params.vector * (1.0 - layout.spread(lr) * self.decay)
+        vector = old - step * (mean / denominator)
+        return _masked(mask, layout, Params(vector, layout), AdamState(mean, var, count), params, state)
+
+
+@record
+class RMSPropState:
+    """Running mean of squared gradients `[P]`."""
+
+    var: Tensor
+
+
+@component
+class RMSProp:
+    """RMSProp as `torch.optim.RMSprop` without momentum: `v = d v + (1 - d) g^2;  p = p - lr g / (sqrt(v) + eps)`."""
+
+    decay: float = setting(0.99, low=0.0, high=1.0, help="decay of the running mean of squares")
+    eps: float = setting(1e-5, low=0.0, help="added to the denominator")
+
+    def init(self, params: Params) -> RMSPropState:
+        """Nothing seen yet."""
+        return RMSPropState(torch.zeros_like(params.vector))
+
+    def update(
+        self, grads: Tensor, state: RMSPropState, params: Params, lr: Tensor, mask: Tree = ()
+    ) -> tuple[Params, RMSPropState]:
+        """One step."""
+        var = (state.var * self.decay).addcmul(grads, grads, value=1.0 - self.decay)
+        vector = params.vector - params.layout.spread(lr) * (grads / (var.sqrt() + self.eps))
+        return _masked(mask, params.layout, Params(vector, params.layout), RMSPropState(var), params, state)
+
+
+@record
+class SGDState:
+    """The velocity `[P]`."""
+
+    velocity: Tensor
+
+
+@component
+class SGD:
+    """Gradient descent as `torch.optim.SGD`: `u = momentum u + g;  p = p - lr u`."""
+
+    momentum: float = setting(0.0, low=0.0, high=1.0, help="decay of the velocity")
+
+    def init(self, params: Params) -> SGDState:
+        """At rest."""
+        return SGDState(torch.zeros_like(params.vector))
+
+    def update(
+        self, grads: Tensor, state: SGDState, params: Params, lr: Tensor, mask: Tree = ()
+    ) -> tuple[Params, SGDState]:
+        """One step."""
+        velocity = self.momentum * state.velocity + grads
+        vector = params.vector - params.layout.spread(lr) * velocity
+        return _masked(mask, params.layout, Params(vector, params.layout), SGDState(velocity), params, state)
+
+
+def clip_by_global_norm(grads: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """`g min(1, limit / ||g||)` and `||g||` before clipping (arXiv 1211.5063); a gradient `[P]`, a 0-d limit."""
+    norm = grads.square().sum().sqrt()
+    return grads * (limit / (norm + 1e-6)).clamp(max=1.0), norm
+
+
+def clip_by_group_norm(grads: Tensor, layout: Layout, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, group by group: `limit` is 0-d or `[G]`; returns the clipped `[P]` and the norms `[G]`."""
+    norms = torch.stack([g.square().sum().sqrt() for g in torch.split(grads, layout.group_sizes)])
+    return grads * layout.spread((limit / (norms + 1e-6)).clamp(max=1.0)), norms
+
+
+def polyak(target: Tensor, online: Tensor, tau: Tensor) -> Tensor:
+    """`(1 - tau) target + tau online`, exactly `online` at tau = 1 (arXiv 1509.02971)."""
+    return torch.where(tau == 1.0, online, torch.lerp(target, online, tau))
+
+
+def _per_group(x: Tensor, layout: Layout) -> Tensor:
+    return x.expand(len(layout.groups)) if x.dim() == 0 else x
+
+
+def _masked(mask: Tree, layout: Layout, params: Params, state: Tree, old_params: Params, old_state: Tree) -> tuple[Params, Tree]:
+    if isinstance(mask, tuple):
+        return params, state
+    by_group = mask.expand(len(layout.groups)) if mask.dim() == 0 else mask
+    by_element = layout.spread(by_group)
+
+    def keep(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(by_element if new.shape == by_element.shape else by_group, new, old)
+
+    fields = {n: keep(getattr(state, n), getattr(old_state, n)) for n in type(state).__fields__.data}
+    return Params(keep(params.vector, old_params.vector), layout), type(state)(**fields)

@@ -1,0 +1,121 @@
+"""A scheme: parts, a topology, and where it runs. State in, state out."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fnrl import tree
+from fnrl.component import nearest
+from fnrl.errors import CompositionError
+from fnrl.executor.base import Executor
+from fnrl.executor.inline import Inline
+from fnrl.lift import Run
+from fnrl.merge import merge_infos
+from fnrl.parts import Parts
+from fnrl.record import host, record
+from fnrl.types import Info, Tree, Weights
+
+
+@record
+class SchemeState:
+    """Everything a run is: stepping it again gives the same bits again."""
+
+    node: Tree
+    lanes: int | None = host(default=None)
+
+    @property
+    def weights(self) -> Weights:
+        """The present weights."""
+        return self.node.algo.weights
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps learnt from so far (of one lane)."""
+        return self.weights.env_steps
+
+    @property
+    def version(self) -> int:
+        """Updates so far."""
+        return self.weights.version
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """`parts` trained by `topology` on `executor`; composing it checks everything and starts nothing.
+
+    `compile=True` compiles a few small graphs on first use. `init` takes one key `[2]`, or a key per lane `[S, 2]`: then every tensor of the
+    state has a leading axis `[S]`, and lane i draws what its key draws alone.
+    Errors: CompositionError.
+    """
+
+    parts: Parts
+    topology: Any
+    executor: Executor = Inline()
+    compile: bool = False
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        made = getattr(self.topology, "produces", None)
+        if made != "weights":
+            raise CompositionError(
+                f"a scheme's topology applies updates, as centralised(gradients(collect)) does; got {self.topology!r}"
+                + (f", which produces {made}" if made else "")
+            )
+        self.topology.check(self.parts)
+
+    def _run(self, lanes: int | None) -> Run:
+        return Run(self.parts, self.executor, (), lanes, self.compile, self.device)
+
+    def init(self, key: Tensor) -> SchemeState:
+        """A fresh run from one key, or from one key per lane."""
+        if key.dim() not in (1, 2) or key.shape[-1] != 2:
+            raise ValueError(f"init takes a key [2] or keys [S, 2] (fnrl.key(seed)), got {list(key.shape)}")
+        lanes = None if key.dim() == 1 else key.shape[0]
+        return SchemeState(self.topology.init(self._run(lanes), key.to(self.device)), lanes)
+
+    def step(self, state: SchemeState, updates: int = 1) -> tuple[SchemeState, Info]:
+        """`updates` updates; the metrics are their means. Nothing of `state` changes."""
+        if updates < 1:
+            raise ValueError(f"step(updates={updates}): expected at least 1")
+        run, infos, node = self._run(state.lanes), [], state.node
+        for _ in range(updates):
+            node, _, info = self.topology.step(run, node)
+            infos.append(info)
+        return SchemeState(node, state.lanes), infos[0] if updates == 1 else merge_infos(infos)
+
+    def gather(self, state: SchemeState) -> SchemeState:
+        """The state as pure records, tokens replaced by what they stand for: to save, compare, and resume on any executor."""
+        return SchemeState(self.topology.gather(self._run(state.lanes), state.node), state.lanes)
+
+    def restore(self, pure: SchemeState) -> SchemeState:
+        """A state that can be stepped, from a gathered one."""
+        return SchemeState(self.topology.restore(self._run(pure.lanes), pure.node), pure.lanes)
+
+    def fork(self, state: SchemeState) -> SchemeState:
+        """A copy that can be stepped apart from `state`."""
+        return self.restore(self.gather(state))
+
+    def close(self, state: SchemeState) -> None:
+        """Closes simulators and cells behind a state."""
+        self.topology.close(self._run(state.lanes), state.node)
+
+    def set(self, state: SchemeState, **hyper: float) -> SchemeState:
+        """A state with hyper-parameters set from now on; a schedule of the same name no longer moves it.
+
+        Errors: ValueError for an unknown name (with the nearest) or a value out of range.
+        """
+        node, algo = state.node, state.node.algo
+        for name, value in hyper.items():
+            if name not in algo.weights.hyper:
+                raise ValueError(f"no part has a hyper-parameter {name!r}{nearest(name, algo.weights.hyper)}")
+            self.parts.check_hyper(name, value)
+        new = {n: torch.full_like(v, hyper[n]) if n in hyper else v for n, v in algo.weights.hyper.items()}
+        algo = dataclasses.replace(algo, weights=dataclasses.replace(algo.weights, hyper=new))
+        pinned = tuple(dict.fromkeys((*node.pinned, *hyper)))
+        return dataclasses.replace(state, node=dataclasses.replace(node, algo=algo, pinned=pinned))
+
+    def same(self, a: SchemeState, b: SchemeState) -> bool:
+        """Whether two states hold the same bits, wherever they run."""
+        return tree.same_bits(self.gather(a), self.gather(b))

@@ -1,0 +1,161 @@
+"""On-policy storage: one rollout, an estimator of advantages, and a plan of minibatches."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fnrl import random, returns, tree
+from fnrl.actors.on_policy import OnPolicyActorCritic
+from fnrl.component import Schedule, component, hyper, setting
+from fnrl.errors import CompositionError
+from fnrl.record import record
+from fnrl.types import Plan, Rollout, Transition, Tree, Weights
+
+
+@record
+class OnPolicyBatch:
+    """Samples `[T, B]` (T is 1 without recurrence); memory `[B, H]` is the one before the first step; obs are normalised."""
+
+    obs: Tensor
+    action: Tensor
+    logp: Tensor
+    advantage: Tensor
+    target: Tensor
+    value: Tensor
+    memory: Tensor
+    starts: Tensor
+
+
+@record
+class Batches:
+    """A plan: the samples, the rows of each of its K minibatches `[K, B]`, and a key for each `[K, 2]`."""
+
+    data: OnPolicyBatch
+    index: Tensor
+    keys: Tensor
+
+    def at(self, i: int) -> tuple[Tensor, Tensor]:
+        """Rows and key of minibatch `i`: views, so that a changing `i` stays on the host."""
+        return self.index.select(-2, i), self.keys.select(-2, i)
+
+
+@record
+class RolloutState:
+    """The rollout waiting to be used, or `()`."""
+
+    rollout: Tree
+
+
+class RolloutStorage:
+    """Base of on-policy storages: a subclass is a component with `steps` and an `estimate`."""
+
+    family: ClassVar[str] = "on-policy"
+    steps: int
+
+    def estimate(
+        self, weights: Weights, steps: Transition, logp: Tensor, value: Tensor, next_value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`advantage, target [T, N]`; logp is the stored actions' under the present weights."""
+        raise TypeError(f"{type(self).__name__} must define estimate")
+
+    def check(self, plan: Plan, actor: OnPolicyActorCritic, envs: int) -> None:
+        """Refuses a plan that doesn't divide what a rollout of `envs` environments gives (CompositionError)."""
+        recurrent = actor.recurrent is not None
+        total = envs if recurrent else self.steps * envs
+        if total % plan.minibatches:
+            fits = [m for m in range(1, total + 1) if total % m == 0]
+            near = sorted(sorted(fits, key=lambda m: abs(m - plan.minibatches))[:3])
+            what = f"{self.steps} steps x {envs} environments = {total} samples"
+            if recurrent:
+                what = f"{envs} environments (a recurrent plan takes whole columns)"
+            raise CompositionError(f"minibatches={plan.minibatches} does not divide {what}; near values that do: {near}")
+
+    def init(self) -> RolloutState:
+        """Nothing yet."""
+        return RolloutState(())
+
+    def append(self, state: RolloutState, rollout: Rollout) -> RolloutState:
+        """Takes a rollout; the one before it must have been used."""
+        if not isinstance(state.rollout, tuple):
+            raise ValueError("append: the storage already holds a rollout; make its batches first")
+        return RolloutState(rollout)
+
+    def ready(self, state: RolloutState) -> bool:
+        """Whether there is a rollout to learn from."""
+        return not isinstance(state.rollout, tuple)
+
+    def feedback(self, state: RolloutState, index: Tensor, priority: Tree) -> RolloutState:
+        """On-policy storage has no use for priorities."""
+        return state
+
+    def batches(
+        self, state: RolloutState, actor: OnPolicyActorCritic, plan: Plan, weights: Weights, key: Tensor
+    ) -> tuple[RolloutState, Batches]:
+        """Advantages and targets under `weights`, and a plan of shuffled minibatches; the rollout is used up.
+
+        Without recurrence every epoch is a permutation of all T x N samples; with it, of the N environments, whole columns each.
+        """
+        data = self.prepare(actor, weights, state.rollout.steps)
+        total = data.logp.shape[1]
+        order, later = random.split(key).unbind(0)
+        keys = random.split(order, plan.epochs)
+        index = torch.stack([random.permutation(k, total) for k in keys.unbind(0)])
+        index = index.reshape(plan.updates, total // plan.minibatches)
+        return RolloutState(()), Batches(data, index, random.split(later, plan.updates))
+
+    def take(self, data: OnPolicyBatch, rows: Tensor) -> OnPolicyBatch:
+        """The minibatch of some rows `[B]`."""
+        fields = {n: getattr(data, n)[:, rows] for n in OnPolicyBatch.__fields__.data if n != "memory"}
+        return OnPolicyBatch(**fields, memory=data.memory[rows])
+
+    def prepare(self, actor: OnPolicyActorCritic, weights: Weights, steps: Transition) -> OnPolicyBatch:
+        """The whole rollout as one batch: `[T, N]` with recurrence, `[1, T*N]` without."""
+        normalise = (lambda x: x) if isinstance(weights.normaliser, tuple) else weights.normaliser
+        obs, next_obs = normalise(steps.obs), normalise(steps.next_obs)
+        done = steps.terminated | steps.truncated
+        starts = torch.cat([torch.zeros_like(done[:1]), done[:-1]])
+        memory, params = steps.memory[0], weights.params
+        logp, _, value, memories = actor.evaluate(params, obs, memory, starts, steps.action)
+        # V of each true successor, with the memory that the step before left: one step from T*N separate starts
+        one = next_obs.flatten(0, 1)[None]
+        next_value, _ = actor.values(params, one, memories.flatten(0, 1), torch.zeros_like(done).reshape(1, -1))
+        next_value = next_value.reshape(done.shape)
+        advantage, target = self.estimate(weights, steps, logp, value, next_value)
+        if actor.recurrent is not None:
+            return OnPolicyBatch(obs, steps.action, steps.logp, advantage, target, value, memory, starts)
+        flat = tree.map(lambda x: x.flatten(0, 1)[None], (obs, steps.action, steps.logp, advantage, target, value))
+        return OnPolicyBatch(*flat, memory=steps.memory.flatten(0, 1), starts=starts.reshape(1, -1))
+
+
+@component
+class GAE(RolloutStorage):
+    """Generalised advantage estimation, arXiv 1506.02438: see `fnrl.returns.gae`."""
+
+    steps: int = setting(128, help="steps of each environment in a rollout")
+    gae_lambda: float | Schedule = hyper(0.95, high=1.0, help="weight of longer returns")
+
+    def estimate(
+        self, weights: Weights, steps: Transition, logp: Tensor, value: Tensor, next_value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`advantage, target [T, N]`."""
+        h = weights.hyper
+        return returns.gae(
+            steps.reward, value, next_value, steps.terminated, steps.truncated, h["gamma"], h["gae_lambda"]
+        )
+
+
+@component
+class Returns(RolloutStorage):
+    """Plain discounted returns, bootstrapped where the rollout or a time limit cuts an episode: see `fnrl.returns.discounted_returns`."""
+
+    steps: int = setting(128, help="steps of each environment in a rollout")
+
+    def estimate(
+        self, weights: Weights, steps: Transition, logp: Tensor, value: Tensor, next_value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`target - V, target [T, N]`."""
+        target = returns.discounted_returns(
+            steps.reward, next_value, steps.terminated, steps.truncated, weights.hyper["gamma"]
+        )
+        return target - value, target

@@ -1,0 +1,197 @@
+"""Trees of tensors: records, tuples, lists and dicts, with tensors (or numpy arrays) as leaves.
+
+`None` is refused: "nothing yet" is `()`, a tree without leaves. Dicts keep their insertion order, which is part of the structure.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fnrl.record import HOST_ONLY, is_record
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """What is left of a tree without its leaves: hashable, comparable, and able to rebuild the tree."""
+
+    kind: Any  # a record class, tuple, list, dict, or None for a leaf
+    children: tuple["Structure", ...] = ()
+    extra: tuple[Any, ...] = ()  # static and host values of a record, keys of a dict
+
+
+LEAF = Structure(None)
+
+
+def flatten(tree: Any, host: bool = True) -> tuple[list[Any], Structure]:
+    """The leaves of a tree in order, and its structure; with `host=False` host fields are replaced by `HOST_ONLY`.
+
+    Errors: TypeError for a leaf that is neither a tensor nor an array, naming its path.
+    """
+    out: list[Any] = []
+    return out, _flatten(tree, host, out, ())
+
+
+def _flatten(x: Any, host: bool, out: list[Any], path: tuple[str, ...]) -> Structure:
+    if isinstance(x, Tensor):
+        out.append(x)
+        return LEAF
+    cls = type(x)
+    if is_record(x):
+        f = cls.__fields__
+        children = tuple(_flatten(getattr(x, n), host, out, (*path, n)) for n in f.data)
+        ends = tuple(getattr(x, n) if host else HOST_ONLY for n in f.host)
+        return Structure(cls, children, tuple(getattr(x, n) for n in f.static) + ends)
+    if cls is tuple or cls is list:
+        return Structure(cls, tuple(_flatten(v, host, out, (*path, str(i))) for i, v in enumerate(x)))
+    if cls is dict:
+        return Structure(cls, tuple(_flatten(v, host, out, (*path, str(k))) for k, v in x.items()), tuple(x))
+    if isinstance(x, np.ndarray | np.generic):
+        out.append(x)
+        return LEAF
+    where = ".".join(path) or "the tree itself"
+    hint = "; 'nothing yet' is ()" if x is None else "; a host number belongs in a host() or static() field"
+    raise TypeError(f"{where}: expected a tensor, record, tuple, list or dict, got {cls.__name__} {x!r}{hint}")
+
+
+def unflatten(structure: Structure, leaves: Iterable[Any]) -> Any:
+    """The tree of this structure with these leaves."""
+    return _unflatten(structure, iter(leaves))
+
+
+def _unflatten(s: Structure, leaves: Any) -> Any:
+    if s.kind is None:
+        return next(leaves)
+    if s.kind is tuple:
+        return tuple([_unflatten(c, leaves) for c in s.children])
+    if s.kind is list:
+        return [_unflatten(c, leaves) for c in s.children]
+    if s.kind is dict:
+        return {k: _unflatten(c, leaves) for k, c in zip(s.extra, s.children, strict=True)}
+    f = s.kind.__fields__
+    values = [_unflatten(c, leaves) for c in s.children]
+    return s.kind(
+        **dict(zip(f.data, values, strict=True)),
+        **dict(zip(f.static + f.host, s.extra, strict=True)),
+    )
+
+
+def leaves(tree: Any) -> list[Any]:
+    """The leaves in order."""
+    return flatten(tree)[0]
+
+
+def paths(tree: Any) -> list[tuple[str, Any]]:
+    """(path, leaf) pairs in order; a path reads like `weights.params.vector`."""
+    found, structure = flatten(tree)
+    names: list[str] = []
+    _name(structure, (), names)
+    return list(zip(names, found, strict=True))
+
+
+def _name(s: Structure, path: tuple[str, ...], names: list[str]) -> None:
+    if s.kind is None:
+        names.append(".".join(path))
+        return
+    if s.kind in (tuple, list):
+        keys: Sequence[Any] = range(len(s.children))
+    else:
+        keys = s.extra if s.kind is dict else s.kind.__fields__.data
+    for key, child in zip(keys, s.children, strict=True):
+        _name(child, (*path, str(key)), names)
+
+
+def map(f: Callable[..., Any], tree: T, *rest: Any) -> T:
+    """Applies `f` leaf by leaf to trees of one structure (host fields are taken from the first).
+
+    Errors: ValueError when structures differ, naming both.
+    """
+    first, structure = flatten(tree)
+    if not rest:
+        return unflatten(structure, [f(x) for x in first])
+    bare = flatten(tree, host=False)[1]
+    others = []
+    for other in rest:
+        more, same = flatten(other, host=False)
+        if same != bare:
+            raise ValueError(f"trees differ in structure: {describe(tree)} and {describe(other)}")
+        others.append(more)
+    return unflatten(structure, [f(*xs) for xs in zip(first, *others, strict=True)])
+
+
+def describe(tree: Any) -> str:
+    """Paths with dtypes and shapes, for error messages."""
+    return "{" + ", ".join(f"{p}: {x.dtype}{list(x.shape)}" for p, x in paths(tree)) + "}"
+
+
+def stack(trees: Sequence[T]) -> T:
+    """Stacks trees of one structure along a new leading axis."""
+    return map(lambda *xs: torch.stack(xs), trees[0], *trees[1:])
+
+
+def concatenate(trees: Sequence[T], axis: int) -> T:
+    """Joins trees of one structure along `axis`."""
+    return trees[0] if len(trees) == 1 else map(lambda *xs: torch.cat(xs, axis), trees[0], *trees[1:])
+
+
+def index(tree: T, i: Any) -> T:
+    """`x[i]` of every leaf."""
+    return map(lambda x: x[i], tree)
+
+
+def where(mask: Tensor, yes: T, no: T) -> T:
+    """Leaf-wise `torch.where`, `mask` broadcast over trailing axes."""
+
+    def pick(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(mask.reshape(mask.shape + (1,) * (a.dim() - mask.dim())), a, b)
+
+    return map(pick, yes, no)
+
+
+def to_numpy(tree: T) -> T:
+    """Tensors as numpy arrays on the host (no copy on the CPU)."""
+    return map(lambda x: x.detach().cpu().numpy() if isinstance(x, Tensor) else x, tree)
+
+
+def to_torch(tree: T, device: Any = None) -> T:
+    """Arrays as tensors of their own memory: read-only arrays are copied, so that nothing shared can be written."""
+
+    def tensor(x: Any) -> Tensor:
+        if not isinstance(x, Tensor):
+            x = torch.from_numpy(np.array(x))
+        return x.to(device) if device is not None else x
+
+    return map(tensor, tree)
+
+
+def to(tree: T, device: Any) -> T:
+    """Tensors moved to `device`."""
+    return map(lambda x: x.to(device), tree)
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether two trees have one structure and equal bits in every leaf (NaN equals NaN, -0.0 differs from 0.0)."""
+    return not different_bits(a, b)
+
+
+def different_bits(a: Any, b: Any) -> list[str]:
+    """The paths of the leaves whose bits differ; a difference of structure is told as one entry."""
+    left, right = paths(a), paths(b)
+    if flatten(a)[1] != flatten(b)[1]:
+        return [f"structure: {flatten(a)[1]} != {flatten(b)[1]}"]
+    return [p for (p, x), (_, y) in zip(left, right, strict=True) if not _same_bits(x, y)]
+
+
+def _same_bits(x: Any, y: Any) -> bool:
+    x, y = (v.detach().cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for v in (x, y))
+    return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+
+
+def non_finite(tree: Any) -> list[str]:
+    """The paths of floating-point leaves that hold a NaN or an infinity."""
+    return [p for p, x in paths(tree) if x.is_floating_point() and not bool(torch.isfinite(x).all())]
