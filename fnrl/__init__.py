@@ -9,7 +9,7 @@ from fnrl.actors import OnPolicyActorCritic
 from fnrl.algos import A2C, PPO, Algorithm
 from fnrl.component import Linear, component, hyper, option, setting
 from fnrl.errors import CheckpointError, CompositionError, EnvironmentFault, NonFiniteError, StaleStateError
-from fnrl.executor import Inline
+from fnrl.executor import Inline, Ray
 from fnrl.networks import CNN, GRU, MLP, module
 from fnrl.optim import SGD, Adam, RMSProp
 from fnrl.parts import NormaliseObs, Parts, ScaleReward
@@ -40,6 +40,7 @@ __all__ = [
     "NormaliseObs",
     "OnPolicyActorCritic",
     "Parts",
+    "Ray",
     "RMSProp",
     "Returns",
     "ScaleReward",

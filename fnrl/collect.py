@@ -81,7 +81,7 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
 
     rollout = tree.map(lambda *xs: torch.stack(xs, axis), *transitions)
     _refuse_non_finite(run, state, rollout, key)
-    reward, moments, episodes, tally = run.graph(_account)(
+    reward, moments, episodes, tally = run.lift(_account)(
         parts.scale_reward, parts.normalise_obs, rollout, state.tally, weights.hyper
     )
     rollout = dataclasses.replace(rollout, reward=reward)

@@ -62,7 +62,7 @@ def clipped_value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: S
     """
     _same_shape(value=value, old_value=old_value, target=target)
     clipped = old_value + (value - old_value).clamp(min=-clip).clamp(max=clip)
-    return torch.maximum(value_loss(value, target), value_loss(clipped, target))
+    return 0.5 * torch.maximum((value - target).square(), (clipped - target).square())
 
 
 def approx_kl(logp: Tensor, old_logp: Tensor) -> Tensor:

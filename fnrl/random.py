@@ -334,8 +334,9 @@ def _words(keys: np.ndarray, high: int, counts: np.ndarray) -> tuple[np.ndarray,
 
 
 def _numpy_keys(keys: Tensor, counts: Tensor) -> Tensor:
-    k, c = keys.reshape(-1, 2).numpy(), counts.reshape(-1, counts.shape[-1]).numpy()
-    words = np.stack(_words(k.view(np.uint32), 0, c.view(np.uint32)), axis=-1)
+    k = keys.reshape(-1, 2).numpy().view(np.uint32)
+    c = counts.reshape(len(k), counts.shape[-1]).numpy().view(np.uint32)
+    words = np.stack(_words(k, 0, c), axis=-1)
     return torch.from_numpy(words.view(np.int32)).reshape(*counts.shape, 2)
 
 
@@ -361,7 +362,6 @@ _LIBRARY.impl("random_keys", _numpy_keys, "CPU")
 _LIBRARY.impl("random_draw", _numpy_draw, "CPU")
 _random_keys = torch.ops.fnrl.random_keys.default
 _random_draw = torch.ops.fnrl.random_draw.default
-
 
 
 def _fake_keys(keys: Tensor, counts: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def name_of(cls: type) -> str:
 
 
 def plain(cls: type[T]) -> type[T]:
-    """Lets values of a frozen dataclass without tensors (a parameter layout) stand in static and host fields of a checkpoint.
+    """Lets a frozen dataclass without tensors (a parameter layout) stand in static and host fields that are saved.
 
     Errors: TypeError when `cls` isn't a frozen dataclass.
     """

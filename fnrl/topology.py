@@ -19,7 +19,7 @@ from fnrl.lift import Run
 from fnrl.merge import merge_infos, merge_moments, merge_rollouts, merge_updates
 from fnrl.parts import Parts
 from fnrl.record import host, record
-from fnrl.types import Info, Rollout, Tree, Update, Weights
+from fnrl.types import Batches, Info, Rollout, Tree, Update, Weights
 
 
 class Node(Protocol):
@@ -184,7 +184,9 @@ class Gradients:
             infos.append(info)
         begin = time.perf_counter()
         key = _fold(run, state.key, state.plans)
-        storage, batches = run.graph(parts.storage.batches)(storage, parts.actor, parts.algo.plan, weights, key)
+        data = run.lift(parts.storage.prepare)(storage, parts.actor, weights)
+        index, keys = run.lift(parts.storage.order)(parts.actor, parts.algo.plan, self.envs(parts), key)
+        storage, batches = parts.storage.used(storage), Batches(data, index, keys)
         info = merge_infos(infos)
         info.report["time/batches"] = time.perf_counter() - begin
         return dataclasses.replace(state, storage=storage, batches=batches, moments=moments, child=child), info, env_steps

@@ -186,6 +186,19 @@ class Episodes:
 
 
 @record
+class Batches:
+    """A plan: the samples, the rows of each of its K minibatches `[K, B]`, and a key for each `[K, 2]`."""
+
+    data: Tree
+    index: Tensor
+    keys: Tensor
+
+    def at(self, i: int) -> tuple[Tensor, Tensor]:
+        """Rows and key of minibatch `i`: views, so that a changing `i` stays on the host."""
+        return self.index.select(-2, i), self.keys.select(-2, i)
+
+
+@record
 class Update:
     """What gradients sends up: one gradient, with what the merge and the apply need to know."""
 

@@ -2,5 +2,6 @@
 
 from fnrl.executor.base import Executor
 from fnrl.executor.inline import Inline
+from fnrl.executor.ray import Ray
 
-__all__ = ["Executor", "Inline"]
+__all__ = ["Executor", "Inline", "Ray"]
