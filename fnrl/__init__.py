@@ -1,7 +1,8 @@
 """fnrl: reinforcement learning for PyTorch in the functional style of JAX.
 
-Actors, algorithms and storages are frozen configurations with pure methods on immutable records; a training architecture is a composition
-of nodes that runs in one process or, unchanged, as a Ray task graph. `docs/architecture.md` shows how it fits together.
+Actors, algorithms and storages are frozen configurations with pure methods on immutable records; a training
+architecture is a composition of nodes that runs in one process or, unchanged, as a Ray task graph.
+`docs/architecture.md` shows how it fits together.
 """
 
 from fnrl import envs, random
@@ -9,10 +10,13 @@ from fnrl.actors import OnPolicyActorCritic
 from fnrl.algos import A2C, PPO, Algorithm
 from fnrl.component import Linear, component, hyper, option, setting
 from fnrl.errors import CheckpointError, CompositionError, EnvironmentFault, NonFiniteError, StaleStateError
+from fnrl.evaluate import Evaluation, evaluate
 from fnrl.executor import Inline, Ray
+from fnrl.learner import Evaluate, Learner
 from fnrl.networks import CNN, GRU, MLP, module
 from fnrl.optim import SGD, Adam, RMSProp
 from fnrl.parts import NormaliseObs, Parts, ScaleReward
+from fnrl.policy import Policy, load_policy
 from fnrl.random import key
 from fnrl.record import host, record, static
 from fnrl.scheme import Scheme, SchemeState
@@ -34,14 +38,18 @@ __all__ = [
     "CheckpointError",
     "CompositionError",
     "EnvironmentFault",
+    "Evaluate",
+    "Evaluation",
     "Inline",
+    "Learner",
     "Linear",
     "NonFiniteError",
     "NormaliseObs",
     "OnPolicyActorCritic",
     "Parts",
-    "Ray",
+    "Policy",
     "RMSProp",
+    "Ray",
     "Returns",
     "ScaleReward",
     "Scheme",
@@ -51,10 +59,12 @@ __all__ = [
     "collect",
     "component",
     "envs",
+    "evaluate",
     "gradients",
     "host",
     "hyper",
     "key",
+    "load_policy",
     "module",
     "option",
     "random",

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 from fnrl import tree
 
 
 def under_transform() -> bool:
     """Whether a torch.func transform (vmap, grad) is running, or a graph is being compiled."""
-    return torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None
+    return torch.compiler.is_compiling() or _functorch.maybe_current_level() is not None
 
 
 def value_and_grad(f: Callable[[Tensor], tuple[Tensor, Any]]) -> Callable[[Tensor], tuple[tuple[Tensor, Any], Tensor]]:

@@ -1,7 +1,7 @@
 """Assertions on shapes, dtypes and finiteness: documentation that can't rot.
 
-They run when `FNRL_CHECK=1` is in the environment (the test suite sets it) and cost one branch otherwise. Shapes are checked by
-chex, which is imported only then; what chex can't do on torch tensors (dtypes, finiteness) is done here.
+They run when `FNRL_CHECK=1` is in the environment (the test suite sets it) and cost one branch otherwise. Shapes are
+checked by chex, which is imported only then; what chex can't do on torch tensors (dtypes, finiteness) is done here.
 """
 
 import os

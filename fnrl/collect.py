@@ -73,7 +73,6 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
         flat, structure = tree.flatten(run.lift(env.noise)(keys.select(-2, 1), steps))
         env_noise = [tree.unflatten(structure, xs) for xs in zip(*(x.unbind(axis) for x in flat), strict=True)]
 
-    advance = _pure_step if env.pure else _hosted_step
     env_state, memory, transitions = state.env, state.memory, []
     for t in range(steps):
         env_state, memory, transition = advance(run, env_state, memory, weights, noise[t], env_noise[t])
@@ -85,9 +84,7 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
         parts.scale_reward, parts.normalise_obs, rollout, state.tally, weights.hyper
     )
     rollout = dataclasses.replace(rollout, reward=reward)
-    state = dataclasses.replace(
-        state, env=env_state, memory=memory, tally=tally, rollouts=state.rollouts + 1
-    )
+    state = dataclasses.replace(state, env=env_state, memory=memory, tally=tally, rollouts=state.rollouts + 1)
     return state, Rollout(rollout, moments, weights.version, steps * env.num_envs), episodes
 
 
@@ -99,7 +96,16 @@ def act(
     return actor.act(params, seen, memory, noise)
 
 
-def _pure_step(run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tensor, env_noise: Tree) -> Any:
+def advance(
+    run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tensor | None, env_noise: Tree
+) -> tuple[Any, Tensor, Transition]:
+    """One step of the environments: their next state, the memory after it (cleared where an episode ended), what
+    happened.
+    """
+    return (_pure_step if run.parts.env.pure else _hosted_step)(run, state, memory, weights, noise, env_noise)
+
+
+def _pure_step(run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tensor | None, env_noise: Tree) -> Any:
     parts = run.parts
     return run.graph(_act_and_step)(
         parts.env, parts.actor, weights.params, weights.normaliser, state, memory, noise, env_noise
@@ -107,14 +113,21 @@ def _pure_step(run: Run, state: Any, memory: Tensor, weights: Weights, noise: Te
 
 
 def _act_and_step(
-    env: Any, actor: Any, params: Any, normaliser: Tree, state: Any, memory: Tensor, noise: Tensor, env_noise: Tree
+    env: Any,
+    actor: Any,
+    params: Any,
+    normaliser: Tree,
+    state: Any,
+    memory: Tensor,
+    noise: Tensor | None,
+    env_noise: Tree,
 ) -> tuple[Any, Tensor, Transition]:
     action, env_action, logp, after = act(actor, params, normaliser, state.obs, memory, noise)
     next_state, step = env.step(state, env_action, env_noise)
     return next_state, _memory_after(after, step), _transition(state.obs, action, logp, step, memory)
 
 
-def _hosted_step(run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tensor, env_noise: Tree) -> Any:
+def _hosted_step(run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tensor | None, env_noise: Tree) -> Any:
     parts = run.parts
     action, env_action, logp, after = run.graph(act)(
         parts.actor, weights.params, weights.normaliser, state.obs, memory, noise
@@ -152,7 +165,9 @@ def _account(
 
 
 def _running(reward: Tensor, done: Tensor, carried: Tensor, gamma: Any) -> tuple[Tensor, Tensor]:
-    """`G_t = r_t + gamma (1 - done_{t-1}) G_{t-1}` `[T, N]` with `G_{-1}` carried in, and `G` to carry on (0 after an end)."""
+    """`G_t = r_t + gamma (1 - done_{t-1}) G_{t-1}` `[T, N]` with `G_{-1}` carried in, and `G` to carry on (0 after
+    an end).
+    """
     keep = gamma * (1.0 - done.float())
     first = torch.cat([(reward[0] + gamma * carried)[None], reward[1:]])
     running = returns.forward_scan(first, torch.cat([torch.zeros_like(keep[:1]), keep[:-1]]))
@@ -167,6 +182,6 @@ def _refuse_non_finite(run: Run, state: CollectState, rollout: Transition, key: 
         where = torch.nonzero(~torch.isfinite(x))[0].tolist()
         lane = "" if run.lanes is None else f"lane {where.pop(0)}, "
         raise NonFiniteError(
-            f"{name} is not finite: {run.parts.env.spec.name}, {lane}environment {where[1]}, step {where[0]} of rollout "
-            f"{state.rollouts} at node {run.name}; the rollout's key is {key.tolist()}. Nothing of it was learnt"
+            f"{name} is not finite: {run.parts.env.spec.name}, {lane}environment {where[1]}, step {where[0]} of "
+            f"rollout {state.rollouts} at node {run.name}; the rollout's key is {key.tolist()}. None of it was learnt"
         )

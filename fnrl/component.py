@@ -1,8 +1,10 @@
-"""Components: frozen configurations with pure methods. The value is the factory: it prints, compares, pickles and ships.
+"""Components: frozen configurations with pure methods. The value is the factory: it prints, compares, pickles and
+ships.
 
-`hyper(...)` declares a number that algorithms read as a 0-d tensor from `weights.hyper`: it can be scheduled, swept over lanes and set
-while running. `setting(...)` declares one that shapes the program (a count, a size) and is fixed. Both carry their range and a line
-of help, so a value out of range, or a misspelt name, is refused where it is written.
+`hyper(...)` declares a number that algorithms read as a 0-d tensor from `weights.hyper`: it can be scheduled, swept
+over lanes and set while running. `setting(...)` declares one that shapes the program (a count, a size) and is fixed.
+Both carry their range and a line of help, so a value out of range, or a misspelt name, is refused where it is
+written.
 """
 
 import dataclasses
@@ -14,6 +16,8 @@ from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkabl
 T = TypeVar("T")
 
 _RANGE = "fnrl.range"
+
+COMPONENTS: dict[str, type] = {}  # by `module.qualname`: with a few plain values, what a printed configuration can name
 
 
 @runtime_checkable
@@ -47,7 +51,13 @@ class Range:
 
 
 def hyper(
-    default: Any, *, low: float = 0.0, high: float = math.inf, open_low: bool = False, open_high: bool = False, help: str
+    default: Any,
+    *,
+    low: float = 0.0,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+    help: str,
 ) -> Any:
     """A numeric hyper-parameter: a float or a `Schedule`, in the range given."""
     return dataclasses.field(
@@ -55,12 +65,12 @@ def hyper(
     )
 
 
-def setting(default: Any = dataclasses.MISSING, *, low: float = 1, high: float = math.inf, help: str) -> Any:
+def setting(*, default: Any = dataclasses.MISSING, low: float = 1, high: float = math.inf, help: str) -> Any:
     """A number that is part of the program's shape; the field's default decides whether it is an int or a float."""
     return dataclasses.field(default=default, metadata={_RANGE: Range(low, high, False, high == math.inf, False, help)})
 
 
-def option(default: Any = dataclasses.MISSING, *, help: str) -> Any:
+def option(*, default: Any = dataclasses.MISSING, help: str) -> Any:
     """Any other field, with a line of help."""
     return dataclasses.field(default=default, metadata={"help": help})
 
@@ -77,7 +87,9 @@ def component(cls: type[T]) -> type[T]:
 
     Errors: TypeError for an unknown or badly typed argument (with the nearest name), ValueError for one out of range.
     """
-    made: Any = dataclasses.dataclass(frozen=True)(cls)
+    made: Any = dataclasses.dataclass(frozen=True, repr=False)(cls)
+    if "__repr__" not in cls.__dict__:
+        made.__repr__ = _component_repr
     names = tuple(f.name for f in dataclasses.fields(made) if f.init)
     plain_init = made.__init__
 
@@ -93,7 +105,20 @@ def component(cls: type[T]) -> type[T]:
 
     __init__.__wrapped__ = plain_init  # type: ignore[attr-defined]
     made.__init__ = __init__
+    COMPONENTS[f"{cls.__module__}.{cls.__qualname__}"] = made
     return made
+
+
+def _component_repr(self: Any) -> str:
+    inside = ", ".join(f"{f.name}={_text(getattr(self, f.name))}" for f in dataclasses.fields(self))
+    return f"{type(self).__qualname__}({inside})"
+
+
+def _text(x: Any) -> str:
+    """`repr`, but a function or a class by its name: its own text holds an address, another in every process."""
+    if type(x) is tuple:
+        return f"({', '.join(map(_text, x))}{',' if len(x) == 1 else ''})"
+    return x.__name__ if callable(x) and hasattr(x, "__name__") else repr(x)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -115,7 +140,7 @@ def _check(owner: str, name: str, value: Any, limits: Range, default: Any) -> No
     if not number or (whole and not isinstance(value, int)):
         kind = "an int" if whole else "a float or a Schedule" if limits.swept else "a number"
         raise TypeError(f"{owner}.{name} must be {kind}, got {type(value).__name__} {value!r}")
-    if value not in limits:
+    if not isinstance(value, int | float) or value not in limits:
         raise ValueError(f"{owner}.{name} = {value!r} is out of range: expected a value in {limits}")
 
 
@@ -176,7 +201,7 @@ class Linear:
 
     start: float = option(help="value at step 0")
     end: float = option(help="value from `steps` on")
-    steps: int = setting(1_000_000, help="environment steps it takes")
+    steps: int = setting(default=1_000_000, help="environment steps it takes")
 
     def __call__(self, env_steps: int) -> float:
         return self.start + (self.end - self.start) * min(env_steps / self.steps, 1.0)

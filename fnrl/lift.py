@@ -1,7 +1,8 @@
 """Where a node runs: parts, executor, path, lanes; and how component methods are lifted over lanes and compiled.
 
-A lifted method is the method itself for one seed, `torch.func.vmap` of it for S lanes (every tensor gains a leading axis `[S]`), and
-either of them compiled. Tensors, and trees of them, are arguments; anything else (a component, a number, None) is part of the program.
+A lifted method is the method itself for one seed, `torch.func.vmap` of it for S lanes (every tensor gains a leading
+axis `[S]`), and either of them compiled. Tensors, and trees of them, are arguments; anything else (a component, a
+number, None) is part of the program.
 """
 
 import dataclasses
@@ -126,4 +127,5 @@ def _compile(
         return torch.func.vmap(f) if mapped else f
 
     over(probe)(*leaves)
-    return torch.compile(over(flat), fullgraph=True, dynamic=False), made[0]
+    # each graph counts its own recompilations: together they would run into dynamo's limit of eight
+    return torch.compile(over(flat), fullgraph=True, dynamic=False, isolate_recompiles=True), made[0]

@@ -42,10 +42,12 @@ def orthogonal(key: Tensor, rows: int, columns: int, gain: float) -> Tensor:
 
 @component
 class MLP:
-    """Dense layers of the given widths, each followed by the activation; orthogonal weights with gain sqrt(2), zero biases."""
+    """Dense layers of the given widths, each followed by the activation; orthogonal weights with gain sqrt(2), zero
+    biases.
+    """
 
-    hidden: tuple[int, ...] = option((64, 64), help="widths of the hidden layers")
-    activation: Callable[[Tensor], Tensor] = option(torch.tanh, help="torch.tanh, torch.relu, ...")
+    hidden: tuple[int, ...] = option(default=(64, 64), help="widths of the hidden layers")
+    activation: Callable[[Tensor], Tensor] = option(default=torch.tanh, help="torch.tanh, torch.relu, ...")
 
     def __post_init__(self) -> None:
         if not all(isinstance(h, int) and h > 0 for h in self.hidden):
@@ -74,12 +76,14 @@ class MLP:
 
 @component
 class CNN:
-    """The convolutions of arXiv 1312.5602 / Nature 2015 on images `[..., H, W, C]` scaled to [0, 1], and one dense layer."""
+    """The convolutions of arXiv 1312.5602 / Nature 2015 on images `[..., H, W, C]` scaled to [0, 1], and one dense
+    layer.
+    """
 
-    filters: tuple[int, ...] = option((32, 64, 64), help="channels of each convolution")
-    kernels: tuple[int, ...] = option((8, 4, 3), help="kernel sizes")
-    strides: tuple[int, ...] = option((4, 2, 1), help="strides")
-    hidden: int = option(512, help="width of the dense layer")
+    filters: tuple[int, ...] = option(default=(32, 64, 64), help="channels of each convolution")
+    kernels: tuple[int, ...] = option(default=(8, 4, 3), help="kernel sizes")
+    strides: tuple[int, ...] = option(default=(4, 2, 1), help="strides")
+    hidden: int = option(default=512, help="width of the dense layer")
 
     def _sizes(self, shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
         if len(shape) != 3:
@@ -142,7 +146,9 @@ class Module:
                     f"{self.cls.__name__}.{name} is a {type(part).__name__}, which {why}; use LayerNorm, or a GRU part"
                 )
         if next(made.buffers(), None) is not None:
-            raise CompositionError(f"{self.cls.__name__} has buffers, which are hidden state; make them parameters or constants")
+            raise CompositionError(
+                f"{self.cls.__name__} has buffers, which are hidden state; make them parameters or constants"
+            )
         return made
 
     def init(self, key: Tensor, shape: tuple[int, ...]) -> Tensors:
@@ -183,7 +189,7 @@ def module(cls: type[nn.Module], **kwargs: Any) -> Module:
 class GRU:
     """A gated recurrent unit: arXiv 1406.1078, gates as `torch.nn.GRUCell`; memory `[..., size]`."""
 
-    size: int = option(64, help="width of the memory")
+    size: int = option(default=64, help="width of the memory")
 
     def init(self, key: Tensor, features: int) -> Tensors:
         """Input and memory weights of the three gates, stacked."""
@@ -192,7 +198,12 @@ class GRU:
             for side, fan_in in ((0, features), (1, self.size))
         ]
         zeros = torch.zeros(3 * self.size)
-        return {"x.weight": torch.cat(gates[0]), "h.weight": torch.cat(gates[1]), "x.bias": zeros, "h.bias": zeros.clone()}
+        return {
+            "x.weight": torch.cat(gates[0]),
+            "h.weight": torch.cat(gates[1]),
+            "x.bias": zeros,
+            "h.bias": zeros.clone(),
+        }
 
     def apply(self, tensors: Tensors, x: Tensor, memory: Tensor) -> Tensor:
         """The next memory, which is also the output."""

@@ -1,8 +1,8 @@
 """Optimisers as pure functions on one flat vector `[P]`.
 
-An optimiser is a frozen value with `init(params) -> state` and `update(grads, state, params, lr, mask) -> (params, state)`.
-`lr` is 0-d, or one per group `[G]`. `mask` is `()`, a 0-d bool, or one per group: where it is false neither the parameters
-nor the optimiser's memory move (a zero gradient would still move Adam).
+An optimiser is a frozen value with `init(params) -> state` and `update(grads, state, params, lr, mask) -> (params,
+state)`. `lr` is 0-d, or one per group `[G]`. `mask` is `()`, a 0-d bool, or one per group: where it is false neither
+the parameters nor the optimiser's memory move (a zero gradient would still move Adam).
 """
 
 from typing import Protocol
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fnrl.component import component, setting
-from fnrl.record import record
+from fnrl.record import fields_of, record
 from fnrl.types import Layout, Params, Tree
 
 
@@ -20,7 +20,9 @@ class Optimiser(Protocol):
 
     def init(self, params: Params) -> Tree: ...
 
-    def update(self, grads: Tensor, state: Tree, params: Params, lr: Tensor, mask: Tree = ()) -> tuple[Params, Tree]: ...
+    def update(
+        self, grads: Tensor, state: Tree, params: Params, lr: Tensor, mask: Tree = ()
+    ) -> tuple[Params, Tree]: ...
 
 
 @record
@@ -36,14 +38,14 @@ class AdamState:
 class Adam:
     """Adam, with decoupled weight decay: arXiv 1412.6980 and 1711.05101, step for step as `torch.optim.AdamW`.
 
-        m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
-        p = p (1 - lr decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+    m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
+    p = p (1 - lr decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
     """
 
-    b1: float = setting(0.9, low=0.0, high=1.0, help="decay of the first moment")
-    b2: float = setting(0.999, low=0.0, high=1.0, help="decay of the second moment")
-    eps: float = setting(1e-5, low=0.0, help="added to the denominator")
-    decay: float = setting(0.0, low=0.0, help="decoupled weight decay")
+    b1: float = setting(default=0.9, low=0.0, high=1.0, help="decay of the first moment")
+    b2: float = setting(default=0.999, low=0.0, high=1.0, help="decay of the second moment")
+    eps: float = setting(default=1e-5, low=0.0, help="added to the denominator")
+    decay: float = setting(default=0.0, low=0.0, help="decoupled weight decay")
 
     def init(self, params: Params) -> AdamState:
         """Nothing seen yet."""
@@ -77,8 +79,8 @@ class RMSPropState:
 class RMSProp:
     """RMSProp as `torch.optim.RMSprop` without momentum: `v = d v + (1 - d) g^2;  p = p - lr g / (sqrt(v) + eps)`."""
 
-    decay: float = setting(0.99, low=0.0, high=1.0, help="decay of the running mean of squares")
-    eps: float = setting(1e-5, low=0.0, help="added to the denominator")
+    decay: float = setting(default=0.99, low=0.0, high=1.0, help="decay of the running mean of squares")
+    eps: float = setting(default=1e-5, low=0.0, help="added to the denominator")
 
     def init(self, params: Params) -> RMSPropState:
         """Nothing seen yet."""
@@ -104,7 +106,7 @@ class SGDState:
 class SGD:
     """Gradient descent as `torch.optim.SGD`: `u = momentum u + g;  p = p - lr u`."""
 
-    momentum: float = setting(0.0, low=0.0, high=1.0, help="decay of the velocity")
+    momentum: float = setting(default=0.0, low=0.0, high=1.0, help="decay of the velocity")
 
     def init(self, params: Params) -> SGDState:
         """At rest."""
@@ -127,7 +129,7 @@ def clip_by_global_norm(grads: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
 
 def clip_by_group_norm(grads: Tensor, layout: Layout, limit: Tensor) -> tuple[Tensor, Tensor]:
     """The same, group by group: `limit` is 0-d or `[G]`; returns the clipped `[P]` and the norms `[G]`."""
-    norms = torch.stack([g.square().sum().sqrt() for g in torch.split(grads, layout.group_sizes)])
+    norms = torch.stack([g.square().sum().sqrt() for g in grads.split(list(layout.group_sizes))])
     return grads * layout.spread((limit / (norms + 1e-6)).clamp(max=1.0)), norms
 
 
@@ -140,7 +142,9 @@ def _per_group(x: Tensor, layout: Layout) -> Tensor:
     return x.expand(len(layout.groups)) if x.dim() == 0 else x
 
 
-def _masked(mask: Tree, layout: Layout, params: Params, state: Tree, old_params: Params, old_state: Tree) -> tuple[Params, Tree]:
+def _masked(
+    mask: Tree, layout: Layout, params: Params, state: Tree, old_params: Params, old_state: Tree
+) -> tuple[Params, Tree]:
     if isinstance(mask, tuple):
         return params, state
     by_group = mask.expand(len(layout.groups)) if mask.dim() == 0 else mask
@@ -149,5 +153,5 @@ def _masked(mask: Tree, layout: Layout, params: Params, state: Tree, old_params:
     def keep(new: Tensor, old: Tensor) -> Tensor:
         return torch.where(by_element if new.shape == by_element.shape else by_group, new, old)
 
-    fields = {n: keep(getattr(state, n), getattr(old_state, n)) for n in type(state).__fields__.data}
+    fields = {n: keep(getattr(state, n), getattr(old_state, n)) for n in fields_of(type(state)).data}
     return Params(keep(params.vector, old_params.vector), layout), type(state)(**fields)

@@ -12,14 +12,14 @@ from fnrl.spaces import Box
 class NormaliseObs:
     """Observations minus their running mean, over their running deviation, clipped to `+-clip`; updated once a plan."""
 
-    clip: float = setting(10.0, low=0.0, help="limit of normalised observations")
+    clip: float = setting(default=10.0, low=0.0, help="limit of normalised observations")
 
 
 @component
 class ScaleReward:
     """Rewards over the running deviation of the discounted return, clipped to `+-clip` (arXiv 2005.12729)."""
 
-    clip: float = setting(10.0, low=0.0, help="limit of scaled rewards")
+    clip: float = setting(default=10.0, low=0.0, help="limit of scaled rewards")
 
 
 @component
@@ -33,15 +33,17 @@ class Parts:
     actor: Any = option(help="what acts")
     algo: Any = option(help="what learns")
     storage: Any = option(help="what remembers")
-    normalise_obs: NormaliseObs | None = option(None, help="running normalisation of observations")
-    scale_reward: ScaleReward | None = option(None, help="running scaling of rewards")
+    normalise_obs: NormaliseObs | None = option(default=None, help="running normalisation of observations")
+    scale_reward: ScaleReward | None = option(default=None, help="running scaling of rewards")
 
     def __post_init__(self) -> None:
         family = {n: getattr(getattr(self, n), "family", None) for n in ("actor", "algo", "storage")}
         for name, kind in family.items():
             if kind is None:
                 part = getattr(self, name)
-                raise CompositionError(f"{name}={part!r} is not a component with a `family`: pass a value such as PPO(), not a class")
+                raise CompositionError(
+                    f"{name}={part!r} is not a component with a `family`: pass a value such as PPO(), not a class"
+                )
         for other in ("actor", "storage"):
             if family[other] != family["algo"]:
                 algo, part = type(self.algo).__name__, type(getattr(self, other)).__name__
@@ -51,7 +53,8 @@ class Parts:
                 )
         if self.actor.spec != self.env.spec:
             raise CompositionError(
-                f"the actor was made for {self.actor.spec}, the environment is {self.env.spec}: pass env.spec to the actor"
+                f"the actor was made for {self.actor.spec}, the environment is {self.env.spec}: "
+                "pass env.spec to the actor"
             )
         obs = self.env.spec.obs
         if self.normalise_obs and not (isinstance(obs, Box) and obs.dtype != "uint8"):

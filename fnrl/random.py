@@ -198,7 +198,7 @@ def _shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 class _Arithmetic(NamedTuple):
     add: Callable[[Any, Any], Any]  # of uint32, wrapping
-    rotl: Callable[[Any, int], Any]  # of uint32
+    mix: Callable[[Any, int, Any], Any]  # of uint32: x rotated left by r bits, xor y
     ints: Callable[[Any], Any]  # the bits as int32
     floats: Callable[[Any], Any]  # the bits as float32
     where: Callable[[Any, Any, Any], Any]
@@ -213,7 +213,7 @@ def _threefry(a: _Arithmetic, k0: Any, k1: Any, x0: Any, x1: Any) -> tuple[Any, 
     for i in range(5):
         for r in (17, 29, 16, 24) if i % 2 else (13, 15, 26, 6):
             x0 = a.add(x0, x1)
-            x1 = a.rotl(x1, r) ^ x0
+            x1 = a.mix(x1, r, x0)
         x0 = a.add(x0, k[(i + 1) % 3])
         x1 = a.add(x1, a.add(k[(i + 2) % 3], i + 1))
     return x0, x1
@@ -276,9 +276,16 @@ _TRANSFORMS: dict[str, Callable[[_Arithmetic, Any], Any]] = {
 
 # The torch implementation: compiled, or on a device.
 
+
+def _torch_mix(x: Tensor, r: int, y: Tensor) -> Tensor:
+    z = ((x << r) | ((x >> (32 - r)) & ((1 << r) - 1))) ^ y
+    # An identity at which inductor names the value; it would copy the expression into each of its uses, 3.4**rounds times.
+    return z.as_strided(z.shape, z.stride())
+
+
 _TORCH = _Arithmetic(
     add=operator.add,
-    rotl=lambda x, r: (x << r) | ((x >> (32 - r)) & ((1 << r) - 1)),
+    mix=_torch_mix,
     ints=lambda x: x.view(torch.int32),
     floats=lambda x: x.view(torch.float32),
     where=torch.where,
@@ -311,14 +318,14 @@ def _torch_draw(key: Tensor, what: str, size: int) -> Tensor:
 _U32 = [np.array(i, np.uint32) for i in range(33)]  # an array [] is taken in half the time of a Python integer
 _NUMPY = _Arithmetic(
     add=np.add,
-    rotl=lambda x, r: x << _U32[r] | x >> _U32[32 - r],
+    mix=lambda x, r, y: (x << _U32[r] | x >> _U32[32 - r]) ^ y,
     ints=lambda x: x.view(np.int32),
     floats=lambda x: x.view(np.float32),
     where=np.where,
     sqrt=np.sqrt,
     square=np.square,
 )
-_PYTHON = _NUMPY._replace(add=lambda x, y: (x + y) & _WORD, rotl=lambda x, r: (x << r) & _WORD | x >> (32 - r))
+_PYTHON = _NUMPY._replace(add=lambda x, y: (x + y) & _WORD, mix=lambda x, r, y: ((x << r) & _WORD | x >> (32 - r)) ^ y)
 _CHUNK = 2**14  # numbers worked on at once: a few arrays of them stay in the cache
 _FEW = 4  # numbers up to which Python's integers are faster
 

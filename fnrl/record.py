@@ -1,9 +1,10 @@
 """Records: frozen dataclasses whose tensors are pytree leaves.
 
-A field is one of three kinds. A plain field holds tensors, or trees of them, and crosses into `vmap`, `grad` and compiled graphs.
-A `static()` field is configuration: hashable, part of the structure. A `host()` field is a counter or a token that
-belongs to the host program: it travels with the state and never enters a lifted method (`fnrl.tree.flatten(..., host=False)`
-leaves `HOST_ONLY` in its place), since a changing integer inside a compiled graph means compiling again.
+A field is one of three kinds. A plain field holds tensors, or trees of them, and crosses into `vmap`, `grad` and
+compiled graphs. A `static()` field is configuration: hashable, part of the structure. A `host()` field is a counter
+or a token that belongs to the host program: it travels with the state and never enters a lifted method
+(`fnrl.tree.flatten(..., host=False)` leaves `HOST_ONLY` in its place), since a changing integer inside a compiled
+graph means compiling again.
 """
 
 import dataclasses
@@ -73,7 +74,9 @@ class Fields:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(static, host, dataclasses.field))
 def record(cls: type[T]) -> type[T]:
-    """Makes `cls` a frozen dataclass and a pytree: plain fields are children, `static()` and `host()` fields are structure."""
+    """Makes `cls` a frozen dataclass and a pytree: plain fields are children, `static()` and `host()` fields are
+    structure.
+    """
     made: Any = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
     kinds = {f.name: f.metadata.get(_KIND, "data") for f in dataclasses.fields(made)}
     fields = Fields(*(tuple(n for n, kind in kinds.items() if kind == k) for k in ("data", "static", "host")))
@@ -94,6 +97,11 @@ def record(cls: type[T]) -> type[T]:
     torch_pytree.register_pytree_node(made, flatten, unflatten, flatten_with_keys_fn=flatten_with_keys)
     RECORDS[name_of(made)] = made
     return made
+
+
+def fields_of(cls: type) -> Fields:
+    """The fields of a record class by kind."""
+    return cls.__fields__  # type: ignore[attr-defined]
 
 
 def is_record(x: Any) -> bool:

@@ -45,14 +45,14 @@ class SchemeState:
 class Scheme:
     """`parts` trained by `topology` on `executor`; composing it checks everything and starts nothing.
 
-    `compile=True` compiles a few small graphs on first use. `init` takes one key `[2]`, or a key per lane `[S, 2]`: then every tensor of the
-    state has a leading axis `[S]`, and lane i draws what its key draws alone.
-    Errors: CompositionError.
+    `compile=True` compiles a few small graphs on first use. `init` takes one key `[2]`, or a key per lane `[S, 2]`:
+    then every tensor of the state has a leading axis `[S]`, and lane i draws what its key draws alone. Errors:
+    CompositionError.
     """
 
     parts: Parts
     topology: Any
-    executor: Executor = Inline()
+    executor: Executor = dataclasses.field(default_factory=Inline)
     compile: bool = False
     device: str = "cpu"
 
@@ -86,7 +86,9 @@ class Scheme:
         return SchemeState(node, state.lanes), infos[0] if updates == 1 else merge_infos(infos)
 
     def gather(self, state: SchemeState) -> SchemeState:
-        """The state as pure records, tokens replaced by what they stand for: to save, compare, and resume on any executor."""
+        """The state as pure records, tokens replaced by what they stand for: to save, compare, and resume on any
+        executor.
+        """
         return SchemeState(self.topology.gather(self._run(state.lanes), state.node), state.lanes)
 
     def restore(self, pure: SchemeState) -> SchemeState:

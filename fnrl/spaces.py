@@ -83,7 +83,9 @@ def from_gymnasium(space: Any, what: str) -> Space:
     if kind == "Discrete":
         return Discrete(int(space.n), int(space.start))
     if kind != "Box":
-        raise CompositionError(f"{what} is a {kind} space ({space}); fnrl takes Box and Discrete: flatten it with a wrapper")
+        raise CompositionError(
+            f"{what} is a {kind} space ({space}); fnrl takes Box and Discrete: flatten it with a wrapper"
+        )
     if math.prod(space.shape) == 0:
         raise CompositionError(f"{what} is an empty Box of shape {space.shape}")
     return Box(tuple(space.shape), _ends(space.low), _ends(space.high), str(space.dtype))

@@ -1,7 +1,8 @@
 """Single-use references to what can't be copied cheaply: a hosted simulator, a donated ring, a Ray cell.
 
-A state holds a `Token` in a `host()` field. Stepping takes the token (`owner.take(token)`), which fails if the owner has moved on, and
-puts a new one into the next state. So a stale state can't be stepped by accident, and nothing else about it is different.
+A state holds a `Token` in a `host()` field. Stepping takes the token (`owner.take(token)`), which fails if the owner
+has moved on, and puts a new one into the next state. So a stale state can't be stepped by accident, and nothing else
+about it is different.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """Topology: stages of an architecture as values, composed by combinators. Weights flow down, products flow up.
 
-A node has `init(run, key) -> state` and `step(run, state, weights) -> (state, product, info)`; `gather` and `restore` turn its state
-into pure records and back. Keys are folded in along the path, so what a replica draws depends on where it stands,
-not on when or where it runs.
+A node has `init(run, key) -> state` and `step(run, state, weights) -> (state, product, info)`; `gather` and `restore`
+turn its state into pure records and back. Keys are folded in along the path, so what a replica draws depends on where
+it stands, not on when or where it runs.
 """
 
 import dataclasses
@@ -93,18 +93,15 @@ class Collect:
 
     def gather(self, run: Run, state: CollectState) -> CollectState:
         """With the simulators' states as records."""
-        env = run.parts.env
-        return state if env.pure else dataclasses.replace(state, env=env.gather(state.env))  # type: ignore[attr-defined]
+        return dataclasses.replace(state, env=run.parts.env.gather(state.env))
 
     def restore(self, run: Run, pure: CollectState) -> CollectState:
         """With simulators brought back to where they were."""
-        env = run.parts.env
-        return pure if env.pure else dataclasses.replace(pure, env=env.restore(pure.env))  # type: ignore[attr-defined]
+        return dataclasses.replace(pure, env=run.parts.env.restore(pure.env))
 
     def close(self, run: Run, state: CollectState) -> None:
         """Closes the simulators."""
-        if not run.parts.env.pure:
-            run.parts.env.close(state.env)  # type: ignore[attr-defined]
+        run.parts.env.close(state.env)
 
 
 collect = Collect()
@@ -189,7 +186,11 @@ class Gradients:
         storage, batches = parts.storage.used(storage), Batches(data, index, keys)
         info = merge_infos(infos)
         info.report["time/batches"] = time.perf_counter() - begin
-        return dataclasses.replace(state, storage=storage, batches=batches, moments=moments, child=child), info, env_steps
+        return (
+            dataclasses.replace(state, storage=storage, batches=batches, moments=moments, child=child),
+            info,
+            env_steps,
+        )
 
     def gather(self, run: Run, state: GradientsState) -> GradientsState:
         """The node below, gathered."""
@@ -225,7 +226,9 @@ class SynchronousState:
 
 @dataclasses.dataclass(frozen=True)
 class Synchronous:
-    """`workers` replicas of a node, stepped together and merged in worker order: rollouts side by side, updates averaged."""
+    """`workers` replicas of a node, stepped together and merged in worker order: rollouts side by side, updates
+    averaged.
+    """
 
     child: Any
     workers: int
@@ -260,9 +263,7 @@ class Synchronous:
 
     def step(self, run: Run, state: SynchronousState, weights: Weights) -> tuple[SynchronousState, Any, Info]:
         """One step of every replica with the same weights."""
-        pending = [
-            run.executor.submit(run.child(i), self.child, s, weights) for i, s in enumerate(state.workers)
-        ]
+        pending = [run.executor.submit(run.child(i), self.child, s, weights) for i, s in enumerate(state.workers)]
         states, products, infos = zip(*(run.executor.result(p) for p in pending), strict=True)
         merge = merge_rollouts if self.produces == "rollouts" else merge_updates
         return SynchronousState(tuple(states)), merge(run, list(products)), merge_infos(list(infos))

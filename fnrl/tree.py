@@ -1,6 +1,7 @@
 """Trees of tensors: records, tuples, lists and dicts, with tensors (or numpy arrays) as leaves.
 
-`None` is refused: "nothing yet" is `()`, a tree without leaves. Dicts keep their insertion order, which is part of the structure.
+`None` is refused: "nothing yet" is `()`, a tree without leaves. Dicts keep their insertion order, which is part of
+the structure.
 """
 
 import dataclasses

@@ -1,6 +1,7 @@
 """The records that travel: weights down, rollouts and updates up."""
 
 import dataclasses
+import itertools
 import math
 from functools import cached_property
 from typing import Any
@@ -28,7 +29,9 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The names, shapes and groups of a flat parameter vector. Groups are contiguous: the part of a name before its first dot."""
+    """The names, shapes and groups of a flat parameter vector. Groups are contiguous: the part of a name before its
+    first dot.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -68,7 +71,7 @@ class Params:
 
     def tree(self) -> dict[str, Tensor]:
         """The parameters by name, taken apart by one split."""
-        parts = torch.split(self.vector, self.layout.sizes)
+        parts = self.vector.split_with_sizes(self.layout.sizes)
         shapes = self.layout.shapes
         return {n: p.view(s) for n, p, s in zip(self.layout.names, parts, shapes, strict=True)}
 
@@ -89,7 +92,7 @@ class Params:
         """
         layout = Layout(tuple(tree), tuple(tuple(v.shape) for v in tree.values()))
         heads = [n.split(".", 1)[0] for n in tree]
-        if sum(a != b for a, b in zip(heads, heads[1:], strict=False)) + 1 != len(layout.groups):
+        if sum(a != b for a, b in itertools.pairwise(heads)) + 1 != len(layout.groups):
             raise ValueError(f"parameters of one group must be contiguous, got {list(tree)}")
         return Params(torch.cat([v.reshape(-1) for v in tree.values()]), layout)
 
@@ -152,8 +155,8 @@ class Weights:
 class Transition:
     """One step of N environments, or a rollout of T of them `[T, N]`.
 
-    `next_obs` is the true successor, never the observation after a reset; `memory` is the actor's before the step. Observations are
-    raw; `reward` is what the algorithm learns from (scaled, where the parts scale it).
+    `next_obs` is the true successor, never the observation after a reset; `memory` is the actor's before the step.
+    Observations are raw; `reward` is what the algorithm learns from (scaled, where the parts scale it).
     """
 
     obs: Tensor
@@ -168,7 +171,9 @@ class Transition:
 
 @record
 class Rollout:
-    """What collect sends up: transitions `[T, N]`, the moments of their raw observations (or `()`), and where they come from."""
+    """What collect sends up: transitions `[T, N]`, the moments of their raw observations (or `()`), and where they
+    come from.
+    """
 
     steps: Transition
     moments: Tree
@@ -178,7 +183,9 @@ class Rollout:
 
 @record
 class Episodes:
-    """Episodes of a rollout: `end` marks the step at which one ended; there its return and length (raw reward) stand. All `[T, N]`."""
+    """Episodes of a rollout: `end` marks the step at which one ended; there its return and length (raw reward)
+    stand. All `[T, N]`.
+    """
 
     end: Tensor
     returns: Tensor

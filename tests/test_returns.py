@@ -107,6 +107,7 @@ def test_operations_grow_with_the_logarithm_of_the_steps():
         return count.calls
 
     assert calls(1024) - calls(512) == calls(64) - calls(32) > 0
+    assert calls(1024) == calls(1023)
 
 
 # Oracles: the papers' sums, term by term in plain Python (no recursion, no arrays), and rlax

@@ -19,19 +19,20 @@ from fnrl.types import Params
 class OnPolicyActorCritic:
     """Policy `pi(a | s)` and value `V(s)`: separate networks on the observation, or on features that both share.
 
-    `torso` computes shared features, `recurrent` remembers them; without these, policy and value share nothing. Discrete actions
-    are categorical; Box actions are Gaussian with a state-independent standard deviation, in coordinates where a bounded space
-    spans [-1, 1]: the environment receives the action clipped and scaled to its bounds, storage keeps the unclipped one.
+    `torso` computes shared features, `recurrent` remembers them; without these, policy and value share nothing.
+    Discrete actions are categorical; Box actions are Gaussian with a state-independent standard deviation, in
+    coordinates where a bounded space spans [-1, 1]: the environment receives the action clipped and scaled to its
+    bounds, storage keeps the unclipped one.
     """
 
     family: ClassVar[str] = "on-policy"
 
     spec: EnvSpec = option(help="the environment's spaces")
-    policy: Network = option(MLP(), help="hidden layers of the policy")
-    value: Network = option(MLP(), help="hidden layers of the value")
-    torso: Network | None = option(None, help="features shared by policy and value")
-    recurrent: GRU | None = option(None, help="memory over the shared features")
-    log_std: float = setting(0.0, low=-20.0, high=2.0, help="initial log standard deviation of Box actions")
+    policy: Network = option(default=MLP(), help="hidden layers of the policy")
+    value: Network = option(default=MLP(), help="hidden layers of the value")
+    torso: Network | None = option(default=None, help="features shared by policy and value")
+    recurrent: GRU | None = option(default=None, help="memory over the shared features")
+    log_std: float = setting(default=0.0, low=-20.0, high=2.0, help="initial log standard deviation of Box actions")
 
     def __post_init__(self) -> None:
         for net in (self.policy, self.value):
@@ -40,7 +41,9 @@ class OnPolicyActorCritic:
     # -- parameters, memory, noise ----------------------------------------------------------------------------
 
     def init(self, key: Tensor) -> Params:
-        """Fresh parameters in groups `torso`, `recurrent`, `policy`, `value`; policy head gain 0.01, value head gain 1."""
+        """Fresh parameters in groups `torso`, `recurrent`, `policy`, `value`; policy head gain 0.01, value head
+        gain 1.
+        """
         tensors: Tensors = {}
 
         def add(group: str, more: Tensors) -> None:
@@ -77,7 +80,9 @@ class OnPolicyActorCritic:
     def act(
         self, params: Params, obs: Tensor, memory: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`action, env_action, logp [N], memory`; the most likely action where noise is None. obs `[N, ...]`, noise `[N, ...]`."""
+        """`action, env_action, logp [N], memory`; the most likely action where noise is None. obs `[N, ...]`, noise
+        `[N, ...]`.
+        """
         tensors = params.tree()
         x, memory = self._shared(tensors, obs, memory)
         pi = self._policy(tensors, x)
@@ -85,7 +90,9 @@ class OnPolicyActorCritic:
         return action, self.env_action(action), pi.log_prob(action), memory
 
     def env_action(self, action: Tensor) -> Tensor:
-        """The environment's action: Discrete counted from `start`; Box clipped to [-1, 1] and scaled, if it has bounds."""
+        """The environment's action: Discrete counted from `start`; Box clipped to [-1, 1] and scaled, if it has
+        bounds.
+        """
         space = self.spec.action
         if isinstance(space, Discrete):
             return action + space.start if space.start else action
@@ -105,7 +112,8 @@ class OnPolicyActorCritic:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`logp, entropy, value [T, B]` of stored actions, and the memory after each step `[T, B, H]`.
 
-        obs `[T, B, ...]`, memory `[B, H]` at the first step, starts `[T, B]`: where an episode begins and memory is cleared.
+        obs `[T, B, ...]`, memory `[B, H]` at the first step, starts `[T, B]`: where an episode begins and memory is
+        cleared.
         """
         tensors = params.tree()
         x, memories = self._unroll(tensors, obs, memory, starts)

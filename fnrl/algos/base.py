@@ -29,7 +29,6 @@ class Algorithm:
 
     family: ClassVar[str]
     optimiser: Optimiser
-    target_kl: float | None = None
 
     @property
     def plan(self) -> Plan:
@@ -57,7 +56,8 @@ class Algorithm:
     def apply(self, state: AlgoState, grads: Tensor, info: dict[str, Tensor]) -> tuple[AlgoState, dict[str, Tensor]]:
         """One optimiser step from a merged gradient `[P]`; `info` gains `grad_norm`.
 
-        With `target_kl`, once the merged KL exceeds 1.5 times it, this and the other updates of the plan change nothing.
+        With `target_kl`, once the merged KL exceeds 1.5 times it, this and the other updates of the plan change
+        nothing.
         """
         hyper = state.weights.hyper
         stopped: Tensor = state.stopped

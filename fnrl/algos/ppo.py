@@ -24,20 +24,27 @@ class PPO(Algorithm):
 
     family: ClassVar[str] = "on-policy"
 
-    lr: float | Schedule = hyper(3e-4, help="learning rate")
-    gamma: float | Schedule = hyper(0.99, high=1.0, help="discount")
-    clip: float | Schedule = hyper(0.2, open_low=True, help="how far the ratio may move before its gradient is cut")
-    entropy_coef: float | Schedule = hyper(0.0, help="weight of the entropy bonus")
-    value_coef: float | Schedule = hyper(0.5, help="weight of the value loss")
-    max_grad_norm: float | Schedule | None = hyper(0.5, open_low=True, help="global gradient norm limit; None for none")
-    target_kl: float | Schedule | None = hyper(  # type: ignore[assignment]
-        None, open_low=True, help="stop a plan once the KL exceeds 1.5 times this; None for never"
+    lr: float | Schedule = hyper(default=3e-4, help="learning rate")
+    gamma: float | Schedule = hyper(default=0.99, high=1.0, help="discount")
+    clip: float | Schedule = hyper(
+        default=0.2, open_low=True, help="how far the ratio may move before its gradient is cut"
     )
-    epochs: int = setting(4, help="passes over a rollout")
-    minibatches: int = setting(4, help="updates in one pass")
-    clip_value: bool = option(False, help="clip the value's move by the same range")
-    normalise_advantage: bool = option(True, help="zero mean and unit deviation in each minibatch")
-    optimiser: Optimiser = option(Adam(), help="the optimiser")
+    entropy_coef: float | Schedule = hyper(default=0.0, help="weight of the entropy bonus")
+    value_coef: float | Schedule = hyper(default=0.5, help="weight of the value loss")
+    max_grad_norm: float | Schedule | None = hyper(
+        default=0.5, open_low=True, help="global gradient norm limit; None for none"
+    )
+    target_kl: float | Schedule | None = hyper(
+        # type: ignore[assignment]
+        default=None,
+        open_low=True,
+        help="stop a plan once the KL exceeds 1.5 times this; None for never",
+    )
+    epochs: int = setting(default=4, help="passes over a rollout")
+    minibatches: int = setting(default=4, help="updates in one pass")
+    clip_value: bool = option(default=False, help="clip the value's move by the same range")
+    normalise_advantage: bool = option(default=True, help="zero mean and unit deviation in each minibatch")
+    optimiser: Optimiser = option(default=Adam(), help="the optimiser")
 
     @property
     def plan(self) -> Plan:
@@ -72,18 +79,20 @@ class PPO(Algorithm):
 class A2C(Algorithm):
     """Advantage actor-critic, arXiv 1602.01783: one update a rollout.
 
-        L = mean(-logp A) + value_coef mean(L_V) - entropy_coef mean(H)
+    L = mean(-logp A) + value_coef mean(L_V) - entropy_coef mean(H)
     """
 
     family: ClassVar[str] = "on-policy"
 
-    lr: float | Schedule = hyper(7e-4, help="learning rate")
-    gamma: float | Schedule = hyper(0.99, high=1.0, help="discount")
-    entropy_coef: float | Schedule = hyper(0.0, help="weight of the entropy bonus")
-    value_coef: float | Schedule = hyper(0.5, help="weight of the value loss")
-    max_grad_norm: float | Schedule | None = hyper(0.5, open_low=True, help="global gradient norm limit; None for none")
-    normalise_advantage: bool = option(False, help="zero mean and unit deviation in each batch")
-    optimiser: Optimiser = option(RMSProp(), help="the optimiser")
+    lr: float | Schedule = hyper(default=7e-4, help="learning rate")
+    gamma: float | Schedule = hyper(default=0.99, high=1.0, help="discount")
+    entropy_coef: float | Schedule = hyper(default=0.0, help="weight of the entropy bonus")
+    value_coef: float | Schedule = hyper(default=0.5, help="weight of the value loss")
+    max_grad_norm: float | Schedule | None = hyper(
+        default=0.5, open_low=True, help="global gradient norm limit; None for none"
+    )
+    normalise_advantage: bool = option(default=False, help="zero mean and unit deviation in each batch")
+    optimiser: Optimiser = option(default=RMSProp(), help="the optimiser")
 
     @property
     def plan(self) -> Plan:

@@ -1,6 +1,7 @@
 """What is acted upon: pure environments on tensors, and vectors of hosted simulators."""
 
-from fnrl.envs.base import EnvState, Environment, Step
+from fnrl.envs.base import Environment, EnvState, PureEnvironment, Step
 from fnrl.envs.cartpole import CartPole
+from fnrl.envs.hosted import GymVector, gym
 
-__all__ = ["CartPole", "EnvState", "Environment", "Step"]
+__all__ = ["CartPole", "EnvState", "Environment", "GymVector", "PureEnvironment", "Step", "gym"]

@@ -21,7 +21,9 @@ class Step:
 
 @record
 class EnvState:
-    """A pure environment: the observation to act on `[N, ...]` (after a reset, the first of the new episode), and the rest."""
+    """A pure environment: the observation to act on `[N, ...]` (after a reset, the first of the new episode), and
+    the rest.
+    """
 
     obs: Tensor
     inside: Tree
@@ -30,12 +32,16 @@ class EnvState:
 class Environment(Protocol):
     """N environments as one component.
 
-    `pure` ones are functions of tensors: `noise` is drawn for a whole rollout `[T, ...]`, and `step` takes one slice. Hosted ones keep a
-    token in their state, take `()` for noise, and offer `gather`, `restore` and `close` (see `fnrl.envs.hosted`).
+    `pure` ones are functions of tensors: `noise` is drawn for a whole rollout `[T, ...]`, and `step` takes one slice.
+    Hosted ones keep a token in their state and take `()` for noise; `gather` and `restore` turn it into pure records
+    and back, `close` releases the simulators.
     """
 
-    num_envs: int
-    pure: bool
+    @property
+    def num_envs(self) -> int: ...
+
+    @property
+    def pure(self) -> bool: ...
 
     @property
     def spec(self) -> EnvSpec: ...
@@ -45,3 +51,29 @@ class Environment(Protocol):
     def init(self, key: Tensor) -> Any: ...
 
     def step(self, state: Any, action: Tensor, noise: Tree) -> tuple[Any, Step]: ...
+
+    def gather(self, state: Any) -> Any: ...
+
+    def restore(self, record: Any) -> Any: ...
+
+    def close(self, state: Any) -> None: ...
+
+
+class PureEnvironment:
+    """Base of environments that are functions of tensors: their state is already what a checkpoint holds."""
+
+    @property
+    def pure(self) -> bool:
+        """Lifted and compiled."""
+        return True
+
+    def gather(self, state: Any) -> Any:
+        """The state itself."""
+        return state
+
+    def restore(self, record: Any) -> Any:
+        """The record itself."""
+        return record
+
+    def close(self, state: Any) -> None:
+        """Nothing to release."""

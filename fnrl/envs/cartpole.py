@@ -1,4 +1,6 @@
-"""CartPole-v1 on tensors: Barto, Sutton and Anderson 1983, with the constants and the order of operations of gymnasium's."""
+"""CartPole-v1 on tensors: Barto, Sutton and Anderson 1983, with the constants and the order of operations of
+gymnasium's.
+"""
 
 import math
 
@@ -7,14 +9,17 @@ from torch import Tensor
 
 from fnrl import random, tree
 from fnrl.component import component, setting
-from fnrl.envs.base import EnvState, Step
+from fnrl.envs.base import EnvState, PureEnvironment, Step
 from fnrl.record import record
 from fnrl.spaces import Box, Discrete, EnvSpec
 
-_MAX = 3.4028234663852886e38
 _SPEC = EnvSpec(
     "CartPole-v1",
-    Box((4,), (-4.8, -_MAX, -0.41887903, -_MAX), (4.8, _MAX, 0.41887903, _MAX)),
+    Box(
+        (4,),
+        (-4.800000190734863, -math.inf, -0.41887903213500977, -math.inf),
+        (4.800000190734863, math.inf, 0.41887903213500977, math.inf),
+    ),
     Discrete(2),
 )
 
@@ -28,16 +33,13 @@ class CartPoleState:
 
 
 @component
-class CartPole:
-    """N cart-poles: reward 1 a step, terminated when the pole or the cart leaves its range, truncated after `time_limit` steps."""
+class CartPole(PureEnvironment):
+    """N cart-poles: reward 1 a step, terminated when the pole or the cart leaves its range, truncated after
+    `time_limit` steps.
+    """
 
-    num_envs: int = setting(4, help="environments stepped together")
-    time_limit: int = setting(500, help="steps after which an episode is truncated")
-
-    @property
-    def pure(self) -> bool:
-        """A function of tensors."""
-        return True
+    num_envs: int = setting(default=4, help="environments stepped together")
+    time_limit: int = setting(default=500, help="steps after which an episode is truncated")
 
     @property
     def spec(self) -> EnvSpec:

@@ -1,45 +1,43 @@
 """Vectors of hosted simulators: any gymnasium environment, seeded episode by episode and restored by replay.
 
-Environment i of a vector has the key `fold_in(key, i)`, and its episode e = 1, 2, ... begins with `reset(seed=seed_of(fold_in(env_key, e)))`.
-A fresh simulator is first reset with the seed of episode 0, and that episode is discarded: a Bullet client's first episode differs from
-its later ones. So (key, episode, actions since the reset) brings any simulator back, in another process too, by replay.
+Environment i of a vector has the key `fold_in(key, i)`; its episode e = 1, 2, ... begins with a reset whose seed is
+`seed_of(fold_in(env_key, e))`. A fresh simulator is first reset with the seed of episode 0, and that episode is
+discarded: a Bullet client's first episode differs from its later ones. So key, episode and the actions since its reset
+bring a simulator back, in any process.
 """
 
-import contextlib
-import dataclasses
-import difflib
 import functools
-import importlib
 import os
 import pickle
-import time
-import traceback
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from multiprocessing import TimeoutError as WorkerTimeout
-from multiprocessing import connection
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from torch import Tensor
 
 from fnrl import random
 from fnrl.component import component, option, setting
 from fnrl.envs.base import Step
+from fnrl.envs.simulators import (
+    Array,
+    InProcess,
+    Make,
+    SimulatorError,
+    Subprocesses,
+    first_non_finite,
+    open_environment,
+    probe,
+)
 from fnrl.errors import CheckpointError, CompositionError, EnvironmentFault, NonFiniteError
 from fnrl.record import host, record
-from fnrl.spaces import Box, Discrete, EnvSpec, from_gymnasium
+from fnrl.spaces import Box, EnvSpec
 from fnrl.token import Owner, Token
 
-Array = np.ndarray[Any, Any]
-Make = Callable[[], Any]
-
-_SEEDS = 64  # episodes whose seeds are computed at once
-_GRACE = 1.0  # seconds that workers get to close after one of them failed
+_BLOCK = 64  # episodes whose seeds are drawn at once
+_draw_seeds = torch.func.vmap(lambda key, episode: random.bits(random.fold_in(key, episode)))
 
 
 @record
@@ -52,262 +50,177 @@ class HostedState:
 
 @record
 class HostedRecord:
-    """All that brings N simulators back: `[N, ...]`, or `[S, N, ...]` with lanes."""
+    """All that brings N simulators back; every shape has `[S]` in front with lanes."""
 
-    obs: Tensor
-    episodes: Tensor  # number of the running episode, from 1
+    obs: Tensor  # [N, ...]
+    episodes: Tensor  # [N], the number of the running episode, from 1
     keys: Tensor  # [N, 2]
-    actions: Tensor  # since the last reset, [N, L, ...], zeros behind `lengths`
-    lengths: Tensor
+    actions: Tensor  # [N, L, ...], since the last reset
+    lengths: Tensor  # [N], how many of them there are; zeros behind
 
 
-# -- one simulator --------------------------------------------------------------------------------------------------
+class Simulators(Owner):
+    """The n = N (or S * N) simulators behind a state, the episode each is in, and the actions since its reset."""
 
+    def __init__(self, env: "GymVector", keys: Tensor, episodes: list[int]) -> None:
+        action = env.spec.action
+        self.env, self.keys, self.lead, self.episodes = env, keys, tuple(keys.shape[:-1]), episodes
+        self.shape, self.flat = (*self.lead, *action.shape), (len(episodes), *action.shape)
+        self.dtype = np.dtype(action.dtype if isinstance(action, Box) else np.int64)
+        self.log: list[Array] = []  # actions [n, ...] of every step since the oldest running episode began
+        self.begun = [0] * len(episodes)  # where in the log each episode began
+        self.seeds: list[tuple[int, list[int]]] = [(-1, [])] * len(episodes)  # (block, the seeds of its episodes)
+        made = env.make, env.spec, len(episodes)
+        self.vector = Subprocesses(*made, env.deadline) if env.processes else InProcess(*made)
+        self.finalizer = weakref.finalize(self, _shut, self.vector, os.getpid())
 
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """What went wrong in a simulator; `error` is what it raised, if it did."""
+    def begin(self) -> HostedState:
+        """Opens every simulator, discards its first episode, and begins the one it should be in."""
+        return HostedState(self._tensor(self._first()), self.token())
 
-    what: str
-    error: Exception | None = None
+    def step(self, action: Tensor) -> tuple[HostedState, Step]:
+        """One step of every simulator; those whose episode ended begin their next one."""
+        actions = self._actions(action)
+        with _Closing(self):
+            obs, reward, terminated, truncated = self.vector.step(actions.copy())
+            self._refuse_non_finite("reward", reward)
+            self._refuse_non_finite("observation", obs)
+        first, done = obs, (terminated | truncated).tolist()
+        ended = [i for i, x in enumerate(done) if x]
+        if ended:
+            first = obs.copy()
+            first[ended] = self._reset([e + 1 if x else None for e, x in zip(self.episodes, done, strict=True)])[ended]
+        token = self.advance()  # the old state is stale from here on, whatever interrupts
+        self.log.append(actions)
+        for i in ended:
+            self._begin(i)
+        if ended and min(self.begun) > 0:
+            old = min(self.begun)
+            del self.log[:old]
+            self.begun = [b - old for b in self.begun]
+        next_obs = self._tensor(obs)
+        state = HostedState(self._tensor(first) if ended else next_obs, token)
+        return state, Step(next_obs, self._tensor(reward), self._tensor(terminated), self._tensor(truncated))
 
+    def gather(self, obs: Tensor) -> HostedRecord:
+        """Episodes, keys and actions: it needs no simulator, so that the last state can be saved after a fault."""
+        lengths = [len(self.log) - b for b in self.begun]
+        padded = np.zeros((self.flat[0], max(lengths), *self.flat[1:]), self.dtype)
+        for i, begun in enumerate(self.begun):
+            for t, row in enumerate(self.log[begun:]):
+                padded[i, t] = row[i]
+        episodes, steps = (torch.tensor(x, dtype=torch.int64).reshape(self.lead) for x in (self.episodes, lengths))
+        return HostedRecord(obs, episodes, self.keys, self._tensor(padded), steps)
 
-class Simulator(gymnasium.Env[Any, Any]):
-    """One environment, opened by its first reset: checks what it returns, and reports a `Fault` in `info` instead of raising.
-
-    Observations come out as fnrl stores them (float32, uint8, or int64 counted from 0), rewards and flags as Python numbers.
-    `step(None)` holds: it gives the last observation again.
-    """
-
-    def __init__(self, make: Make, spec: EnvSpec, portable: bool = False) -> None:
-        self.make, self.declared, self.portable = make, spec, portable
-        self.env: Any = None
-        self.last: Any = 0
-        obs = spec.obs
-        self.array = (np.dtype(obs.dtype), obs.shape) if isinstance(obs, Box) else (np.dtype(np.int64), None)
-        self.observation_space = _stored_space(spec)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, spec.action.shape)  # tells the vector how to take rows, no more
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """The first observation of the episode of this seed."""
-        try:
-            if self.env is None:
-                self.env = self.make()
-                _check_spaces(self.env, self.declared)
-            found = self.env.reset(seed=seed)
-            if not (isinstance(found, tuple) and len(found) == 2):
-                raise EnvironmentFault(f"reset returned {type(found).__name__}, expected (obs, info)")
-            self.last = self._obs(found[0])
-        except Exception as e:
-            return self._nothing(), {"fault": self._fault(e)}
-        return self.last, {}
-
-    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """One step; the true successor, whether or not the episode ended."""
-        if action is None:
-            return self.last, 0.0, False, False, {}
-        try:
-            found = self.env.step(action)
-            if len(found) != 5:
-                raise EnvironmentFault(
-                    f"step returned {len(found)} values, expected (obs, reward, terminated, truncated, info)"
-                )
-            obs, reward, terminated, truncated, _ = found
-            if type(obs) is not np.ndarray or (obs.dtype, obs.shape) != self.array:
-                obs = self._obs(obs)
-            if type(reward) is not float:
-                reward = float(_number(reward, "reward"))
-            if type(terminated) is not bool or type(truncated) is not bool:
-                terminated, truncated = (
-                    bool(_number(x, n)) for x, n in ((terminated, "terminated"), (truncated, "truncated"))
-                )
-        except Exception as e:
-            return self._nothing(), 0.0, False, False, {"fault": self._fault(e)}
-        self.last = obs
-        return obs, reward, terminated, truncated, {}
+    def replay(self, pure: HostedRecord) -> HostedState:
+        """Brings every simulator to where `pure` was, and checks that it got there; all end together."""
+        lengths = pure.lengths.flatten().tolist()
+        longest, indices = max(lengths), range(len(lengths))
+        padded = pure.actions.numpy(force=True).reshape(len(lengths), -1, *self.flat[1:])
+        actions = np.zeros((longest, *self.flat), self.dtype)
+        self.begun = [longest - length for length in lengths]
+        for i, begun in enumerate(self.begun):
+            actions[begun:, i] = padded[i, : lengths[i]]
+        obs, lost = self._first(), [False] * len(lengths)
+        for t, rows in enumerate(actions):
+            held = [rows[i].copy() if t >= self.begun[i] and not lost[i] else None for i in indices]
+            with _Closing(self):
+                obs, _, terminated, truncated = self.vector.step(held)
+            lost = [a or bool(b) for a, b in zip(lost, terminated | truncated, strict=True)]
+            self.log.append(rows)
+        wanted = pure.obs.numpy(force=True).reshape(obs.shape)
+        lost = [a or x.tobytes() != y.tobytes() for a, x, y in zip(lost, obs, wanted, strict=True)]
+        return HostedState(self._tensor(self._restart(obs, lost) if any(lost) else obs), self.token())
 
     def close(self) -> None:
-        """Closes the environment if it is open."""
-        env, self.env = self.env, None
-        if env is not None:
-            try:
-                env.close()
-            except Exception as e:
-                warnings.warn(f"{self.declared.name} raised {type(e).__name__} on close: {e}", RuntimeWarning, stacklevel=2)
+        """Closes the simulators; safe to call twice."""
+        super().close()
+        self.finalizer()
 
-    def _obs(self, obs: Any) -> Any:
-        space, found = self.declared.obs, np.asarray(obs)
-        if isinstance(space, Discrete):
-            inside = found.shape == () and found.dtype.kind in "iu" and 0 <= int(found) - space.start < space.n
-            if not inside:
-                last = space.start + space.n - 1
-                raise EnvironmentFault(f"observation {obs!r}: the space declares the integers {space.start} to {last}")
-            return int(found) - space.start
-        if (found.dtype, found.shape) != self.array:
+    def _restart(self, obs: Array, lost: list[bool]) -> Array:
+        names = "; ".join(self._where(i) for i, x in enumerate(lost) if x)
+        if self.env.exact:
+            self.close()
             raise EnvironmentFault(
-                f"observation is {found.dtype}{list(found.shape)}, the space declares {space.dtype}{list(space.shape)}"
+                f"the environment hides state past a reset: the same seed and actions did not lead to the recorded "
+                f"observation in {names}. Reset that state in a wrapper, or accept it with gym(..., exact=False): "
+                f"such an episode is then restarted"
             )
-        return found
+        warnings.warn(f"can't be restored exactly, so the episode was restarted: {names}", RuntimeWarning, stacklevel=4)
+        obs = obs.copy()
+        obs[lost] = self._reset([e + 1 if x else None for e, x in zip(self.episodes, lost, strict=True)])[lost]
+        for i in np.flatnonzero(lost).tolist():
+            self._begin(i)
+        return obs
 
-    def _nothing(self) -> Any:
-        return np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
+    def _begin(self, i: int) -> None:
+        self.episodes[i] += 1
+        self.begun[i] = len(self.log)
 
-    def _fault(self, e: Exception) -> Fault:
-        if isinstance(e, EnvironmentFault | CompositionError):
-            return Fault(str(e))
-        what = f"raised {type(e).__name__}: {e}"
-        if self.portable:
-            e.add_note("In the simulator's process:\n" + "".join(traceback.format_exception(e)))
-            try:
-                pickle.loads(pickle.dumps(e))
-            except Exception:
-                e = RuntimeError("\n".join([what, *e.__notes__]))
-        return Fault(what, e)
+    def _first(self) -> Array:
+        self._reset([0] * len(self.episodes))
+        return self._reset(self.episodes)
 
+    def _reset(self, episodes: Sequence[int | None]) -> Array:
+        """Begins these episodes: first observations `[n, ...]`, of those that are given."""
+        with _Closing(self, episodes):
+            obs = self.vector.reset(self._seeds_of(episodes))
+            self._refuse_non_finite("observation", obs, episodes)
+        return obs
 
-def _stored_space(spec: EnvSpec) -> gymnasium.Space[Any]:
-    obs = spec.obs
-    if isinstance(obs, Discrete):
-        return gymnasium.spaces.Discrete(obs.n)
-    if obs.dtype == "uint8":
-        return gymnasium.spaces.Box(0, 255, obs.shape, np.uint8)
-    return gymnasium.spaces.Box(-np.inf, np.inf, obs.shape, np.float32)
+    def _seeds_of(self, episodes: Sequence[int | None]) -> list[int | None]:
+        blocks = [None if e is None else e // _BLOCK for e in episodes]
+        missing = [(i, b) for i, b in enumerate(blocks) if b is not None and self.seeds[i][0] != b]
+        if missing:
+            keys = self.keys.reshape(-1, 2)[[i for i, _ in missing]].repeat_interleave(_BLOCK, 0)
+            numbers = torch.tensor([b * _BLOCK for _, b in missing])[:, None] + torch.arange(_BLOCK)
+            drawn = (_draw_seeds(keys, numbers.flatten()) & 0x7FFFFFFF).reshape(-1, _BLOCK).tolist()
+            for (i, b), row in zip(missing, drawn, strict=True):
+                self.seeds[i] = (b, row)
+        return [None if e is None else self.seeds[i][1][e % _BLOCK] for i, e in enumerate(episodes)]
 
+    def _actions(self, action: Tensor) -> Array:
+        if action.shape != self.shape:
+            raise ValueError(f"{self.env.name} takes actions {list(self.shape)}, got {list(action.shape)}")
+        actions = action.numpy(force=True).reshape(self.flat).astype(self.dtype)
+        i = first_non_finite(actions)
+        if i is not None:
+            raise NonFiniteError(f"{self._where(i)}: the action is not finite: {actions[i]}; no simulator was stepped")
+        return actions
 
-def _number(x: Any, what: str) -> Any:
-    if isinstance(x, int | float | np.number | np.bool_):
-        return x
-    if isinstance(x, np.ndarray | Tensor) and x.shape in ((), (1,)):
-        return x.item()
-    raise EnvironmentFault(f"{what} is {type(x).__name__} {x!r}, expected a number")
+    def _refuse_non_finite(self, what: str, x: Array, starting: Sequence[int | None] | None = None) -> None:
+        i = first_non_finite(x)
+        if i is not None:
+            raise NonFiniteError(f"{self._where(i, starting)}: the {what} is not finite: {x[i]}")
 
+    def _where(self, i: int, starting: Sequence[int | None] | None = None) -> str:
+        n = self.env.num_envs
+        lane = f"lane {i // n}, " if len(self.lead) > 1 else ""
+        episodes = [e if j == i else None for j, e in enumerate(self.episodes if starting is None else starting)]
+        when = f"step {len(self.log) - self.begun[i] + 1}" if starting is None else "reset"
+        episode = f"episode {episodes[i]} (seed {self._seeds_of(episodes)[i]})"
+        return f"{self.env.name}, {lane}environment {i % n}, {episode}, {when}"
 
-def _check_spaces(env: Any, spec: EnvSpec) -> None:
-    found = _spec_of(env, spec.name)
-    if found != spec:
-        raise EnvironmentFault(f"opened with other spaces than its probe: {found}, the probe had {spec}")
-
-
-def _spec_of(env: Any, name: str) -> EnvSpec:
-    if not isinstance(env, gymnasium.Env):
-        raise CompositionError(f"{name} made {type(env).__module__}.{type(env).__name__}, expected a gymnasium.Env")
-    obs = from_gymnasium(env.observation_space, f"the observation of {name}")
-    return EnvSpec(name, obs, from_gymnasium(env.action_space, f"the action of {name}"))
-
-
-# -- n of them, here or in processes --------------------------------------------------------------------------------
-
-Stepped = tuple[Array, Array, Array, Array, dict[int, Fault]]
-
-
-class InProcess:
-    """Simulators stepped one after another. (gymnasium's SyncVectorEnv takes five times as long for itself.)"""
-
-    def __init__(self, make: Make, spec: EnvSpec, n: int) -> None:
-        self.simulators = [Simulator(make, spec) for _ in range(n)]
-        space = _stored_space(spec)
-        self.shape, self.dtype = (n, *(space.shape or ())), space.dtype
-
-    def reset(self, seeds: Sequence[int | None]) -> tuple[Array, dict[int, Fault]]:
-        """First observations `[n, ...]` where there is a seed, zeros elsewhere."""
-        out = np.zeros(self.shape, self.dtype)
-        for i, seed in enumerate(seeds):
-            if seed is not None:
-                out[i], info = self.simulators[i].reset(seed=seed)
-                if info:
-                    return out, {i: info["fault"]}
-        return out, {}
-
-    def step(self, actions: Iterable[Any]) -> Stepped:
-        """Observations `[n, ...]`, rewards, terminated, truncated `[n]`."""
-        out, rewards, ends, cuts = np.empty(self.shape, self.dtype), [], [], []
-        for i, (simulator, action) in enumerate(zip(self.simulators, actions, strict=True)):
-            out[i], reward, terminated, truncated, info = simulator.step(action)
-            if info:
-                return out, out, out, out, {i: info["fault"]}
-            rewards.append(reward)
-            ends.append(terminated)
-            cuts.append(truncated)
-        return out, np.array(rewards, np.float32), np.array(ends), np.array(cuts), {}
-
-    def fail(self) -> None:
-        """Nothing to prepare."""
-
-    def close(self) -> None:
-        """Closes every simulator."""
-        for simulator in self.simulators:
-            simulator.close()
+    def _tensor(self, x: Array) -> Tensor:
+        flat = torch.from_numpy(x)
+        return flat if len(self.lead) == 1 else flat.reshape(*self.lead, *x.shape[1:])
 
 
-class Subprocesses:
-    """One process each: gymnasium's AsyncVectorEnv behind a guard.
+class _Closing:
+    """Closes the simulators when anything is raised inside, and says where. (A generator costs twice as much.)"""
 
-    A worker that died, or that takes longer than `deadline` seconds for one call, is a `Fault`; `close` never waits for the dead.
-    """
+    def __init__(self, owner: Simulators, starting: Sequence[int | None] | None = None) -> None:
+        self.owner, self.starting = owner, starting
 
-    def __init__(self, make: Make, spec: EnvSpec, n: int, deadline: float) -> None:
-        self.deadline = self.grace = deadline
-        make_one = functools.partial(Simulator, make, spec, portable=True)
-        self.vector = AsyncVectorEnv([make_one] * n, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+    def __enter__(self) -> None:
+        return
 
-    def reset(self, seeds: Sequence[int | None]) -> tuple[Array, dict[int, Fault]]:
-        """First observations `[n, ...]` where there is a seed, the last ones elsewhere."""
-        mask = np.array([s is not None for s in seeds])
-        try:
-            self.vector.reset_async(seed=list(seeds), options={"reset_mask": mask})
-            obs, info = self.vector.reset_wait(timeout=self.deadline)
-        except (EOFError, OSError, WorkerTimeout) as e:
-            return np.zeros(0), self._lost(e)
-        return np.array(obs), _faults(info)
-
-    def step(self, actions: Iterable[Any]) -> Stepped:
-        """Observations `[n, ...]`, rewards, terminated, truncated `[n]`."""
-        try:
-            self.vector.step_async(actions)
-            obs, rewards, ends, cuts, info = self.vector.step_wait(timeout=self.deadline)
-        except (EOFError, OSError, WorkerTimeout) as e:
-            nothing = np.zeros(0)
-            return nothing, nothing, nothing, nothing, self._lost(e)
-        return np.array(obs), rewards.astype(np.float32), ends, cuts, _faults(info)
-
-    def _lost(self, error: Exception) -> dict[int, Fault]:
-        workers = self.vector.processes
-        if isinstance(error, WorkerTimeout):
-            late = [i for i, pipe in enumerate(self.vector.parent_pipes) if not pipe.poll(0)]
-            return {i: Fault(f"its process did not answer within {self.deadline:g} s", error) for i in late}
-        connection.wait([w.sentinel for w in workers], timeout=_GRACE)
-        dead = {i: Fault(f"its process died (exit code {w.exitcode})", error) for i, w in enumerate(workers) if not w.is_alive()}
-        return dead or {0: Fault("the pipe to a process broke", error)}
-
-    def fail(self) -> None:
-        """Shortens the time that workers get to close."""
-        self.grace = _GRACE
-
-    def close(self) -> None:
-        """Asks the workers to close, and kills those that don't."""
-        vector = self.vector
-        if vector.closed:
-            return
-        vector.closed = True  # gymnasium's own close and __del__ would wait for the dead, without end
-        pipes = [p for p in vector.parent_pipes if p is not None]
-        for pipe in pipes:
-            with contextlib.suppress(OSError):
-                pipe.send(("close", None))
-        end = time.monotonic() + self.grace
-        for worker in vector.processes:
-            worker.join(max(0.0, end - time.monotonic()))
-        for worker in vector.processes:
-            if worker.is_alive():
-                worker.kill()
-            worker.join()
-        for pipe in pipes:
-            pipe.close()
-        vector.error_queue.cancel_join_thread()
-        vector.error_queue.close()
-
-
-def _faults(info: dict[str, Any]) -> dict[int, Fault]:
-    return {i: f for i, f in enumerate(info["fault"]) if f is not None} if "fault" in info else {}
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            self.owner.close()
+        if isinstance(error, SimulatorError):
+            i, fault = min(error.faults.items())
+            raise EnvironmentFault(f"{self.owner._where(i, self.starting)}: {fault.what}") from fault.error
 
 
 def _shut(vector: InProcess | Subprocesses, owner: int) -> None:
@@ -315,92 +228,110 @@ def _shut(vector: InProcess | Subprocesses, owner: int) -> None:
         vector.close()
 
 
-# -- the owner ------------------------------------------------------------------------------------------------------
+# -- the component --------------------------------------------------------------------------------------------------
 
 
-class Simulators(Owner):
-    """n = N (or S * N) simulators, the episode each is in, and the actions since its last reset."""
+@component
+class GymVector:
+    """N simulators of one gymnasium environment stepped as one vector (S * N with lanes). Made by `gym(...)`."""
 
-    def __init__(self, env: "GymVector", keys: Tensor, episodes: list[int]) -> None:
-        self.env, self.lead, self.keys = env, tuple(keys.shape[:-1]), keys.detach().cpu()
-        self.episodes = episodes
-        n = len(episodes)
-        self.flat_keys = self.keys.reshape(n, 2)
-        self.seeds: list[tuple[int, list[int]]] = [(-1, [])] * n  # (block, its seeds)
-        self.log: list[Array] = []  # actions [n, ...] of every step since the oldest running episode began
-        self.begun = [0] * n  # where in the log each episode began
-        self.dtype = np.dtype(env.spec.action.dtype) if isinstance(env.spec.action, Box) else np.dtype(np.int64)
-        self.shape = (*self.lead, *env.spec.action.shape)
-        self.flat = (n, *env.spec.action.shape)
-        made = functools.partial(open_environment, env.env, env.kwargs, env.wrappers), env.spec, n
-        self.vector = Subprocesses(*made, env.deadline) if env.processes else InProcess(*made)
-        self.finalizer = weakref.finalize(self, _shut, self.vector, os.getpid())
+    env: str | Callable[..., Any] = option(help="a registered id, or a module-level callable")
+    spec: EnvSpec = option(help="its spaces, as the probe found them")
+    num_envs: int = setting(default=1, help="environments stepped together")
+    processes: bool = option(default=False, help="one process for each environment")
+    wrappers: tuple[Callable[[Any], Any], ...] = option(default=(), help="callables env -> env, the innermost first")
+    deadline: float = setting(default=60.0, low=1e-3, help="seconds that a call to a process may take")
+    exact: bool = option(default=True, help="refuse an environment that ignores its seed or hides state past a reset")
+    kwargs: tuple[tuple[str, Any], ...] = option(default=(), help="arguments of the environment")
 
-    def start(self) -> Array:
-        """Opens every simulator, discards its first episode, and begins the present one."""
-        with self._closing():
-            self._reset([0] * len(self.episodes))
-            return self._reset(self.episodes)
+    @property
+    def pure(self) -> bool:
+        """Not a function of tensors: the state refers to simulators."""
+        return False
 
-    def step(self, action: Tensor) -> tuple[HostedState, Step]:
-        """One step of every simulator; those whose episode ended begin their next one."""
-        if action.shape != self.shape:
-            raise ValueError(f"{self.env.spec.name}: actions have shape {list(action.shape)}, expected {list(self.shape)}")
-        actions = action.numpy(force=True).reshape(self.flat).astype(self.dtype)
-        if self.dtype.kind == "f" and not np.isfinite(actions).all():
-            self._refuse_non_finite("action", actions)
-        with self._closing():
-            obs, reward, terminated, truncated, faults = self.vector.step(actions.copy())
-            if faults:
-                self._raise(faults, self.episodes, reset=False)
-            if not (np.isfinite(obs).all() and np.isfinite(reward).all()):
-                self._refuse_non_finite("reward", reward)
-                self._refuse_non_finite("observation", obs)
-            done = terminated | truncated
-            first, ended = obs, np.flatnonzero(done).tolist()
-            if ended:
-                following = [e + 1 if d else None for e, d in zip(self.episodes, done.tolist(), strict=True)]
-                first = obs.copy()
-                first[ended] = self._reset(following)[ended]
-        token = self.advance()  # from here on the old state is stale, whatever interrupts
-        self.log.append(actions)
-        for i in ended:
-            self.episodes[i] += 1
-            self.begun[i] = len(self.log)
-        if ended and min(self.begun) > 0:
-            self._forget(min(self.begun))
-        flags = (self._tensor(reward), self._tensor(terminated), self._tensor(truncated))
-        next_obs = self._tensor(obs)
-        state = HostedState(self._tensor(first) if ended else next_obs, token)
-        return state, Step(next_obs, *flags)
+    @property
+    def name(self) -> str:
+        """The id, or the callable's name."""
+        return self.spec.name
 
-    def record(self, obs: Tensor) -> HostedRecord:
-        """Episodes, keys and actions; needs no simulator, so that the last state can be saved after a fault."""
-        lengths = [len(self.log) - b for b in self.begun]
-        longest = max(lengths)
-        actions = np.zeros((self.flat[0], longest, *self.flat[1:]), self.dtype)
-        for i, n in enumerate(lengths):
-            for t, row in enumerate(self.log[len(self.log) - n :]):
-                actions[i, t] = row[i]
-        tensors = (torch.tensor(x).reshape(self.lead) for x in (self.episodes, lengths))
-        episodes, counts = tensors
-        shaped = torch.from_numpy(actions).reshape(*self.lead, longest, *self.flat[1:])
-        return HostedRecord(obs, episodes, self.keys, shaped, counts)
+    @property
+    def make(self) -> Make:
+        """Opens one environment."""
+        return functools.partial(open_environment, self.env, self.kwargs, self.wrappers)
 
-    def replay(self, pure: HostedRecord) -> HostedState:
-        """Brings every simulator to where `pure` says, and checks that it got there."""
-        n = len(self.episodes)
-        actions = np.array(pure.actions.numpy(force=True)).reshape(n, -1, *self.flat[1:])
-        lengths, expected = pure.lengths.reshape(n).tolist(), self._flat(pure.obs)
-        obs = self.start()
-        lost = [False] * n
-        for t in range(max(lengths)):
-            rows = [actions[i, t] if t < lengths[i] and not lost[i] else None for i in range(n)]
-            with self._closing():
-                obs, _, terminated, truncated, faults = self.vector.step(rows)
-                if faults:
-                    self._raise(faults, self.episodes, reset=False)
-            self.log.append(actions[:, t])
-            lost = [a or b for a, b in zip(lost, (terminated | truncated).tolist(), strict=True)]
-        self.log = []
-        return obs, lost, expected  # type: ignore[return-value]
+    def noise(self, key: Tensor, steps: int) -> tuple[()]:
+        """Nothing: simulators draw from their seeds."""
+        return ()
+
+    def init(self, key: Tensor) -> HostedState:
+        """N simulators in their first episode for a key `[2]`; one vector of S * N for the keys `[S, 2]` of lanes."""
+        lanes = [random.split(k, self.num_envs) for k in key.reshape(-1, 2)]
+        keys = torch.stack(lanes) if key.dim() > 1 else lanes[0]
+        return Simulators(self, keys.cpu(), [1] * (len(lanes) * self.num_envs)).begin()
+
+    def step(self, state: HostedState, action: Tensor, noise: tuple[()] = ()) -> tuple[HostedState, Step]:
+        """One step with actions `[N, ...]`. Where an episode ends, `next_obs` is its true end, and the next one begins.
+
+        Errors: StaleStateError, EnvironmentFault, NonFiniteError; after the last two all simulators are closed.
+        """
+        return state.token.take().step(action)
+
+    def gather(self, state: HostedState) -> HostedRecord:
+        """The state as tensors; works on closed simulators too. Errors: StaleStateError when a later state exists."""
+        if state.token.generation != state.token.owner.generation:
+            state.token.take()
+        return state.token.owner.gather(state.obs)  # type: ignore[attr-defined]
+
+    def restore(self, pure: HostedRecord) -> HostedState:
+        """Fresh simulators brought to a gathered state by replay.
+
+        Errors: CheckpointError if it was gathered from another vector; EnvironmentFault if the replay leads elsewhere.
+        """
+        lead, spec = tuple(pure.keys.shape[:-1]), self.spec
+        fits = lead[-1] == self.num_envs and pure.obs.shape == (*lead, *spec.obs.shape)
+        if not (fits and pure.actions.shape[len(lead) + 1 :] == spec.action.shape):
+            raise CheckpointError(
+                f"{self.name} x {self.num_envs} ({spec.obs}, {spec.action}) can't be restored from observations "
+                f"{list(pure.obs.shape)} and actions {list(pure.actions.shape)}"
+            )
+        return Simulators(self, pure.keys.cpu(), pure.episodes.flatten().tolist()).replay(pure)
+
+    def close(self, state: HostedState) -> None:
+        """Closes the simulators; safe to call twice."""
+        state.token.owner.close()
+
+
+def gym(
+    env: str | Callable[..., Any],
+    num_envs: int = 1,
+    processes: bool = False,
+    wrappers: Sequence[Callable[[Any], Any]] = (),
+    deadline: float = 60.0,
+    exact: bool = True,
+    **kwargs: Any,
+) -> GymVector:
+    """A vector of any gymnasium environment with Box and Discrete spaces; one is opened here, tried, and closed.
+
+    `env` is a registered id (Bullet's are found too) or a module-level callable, `kwargs` are its arguments. With
+    `processes` each simulator has a process, and `deadline` seconds for a call; without, one that hangs hangs the run.
+    `exact=False` takes environments that replay can't restore: a restored run then begins their episodes anew.
+
+    Errors: CompositionError for what can't be hosted, EnvironmentFault for one that raises or ignores its seed.
+    """
+    given = tuple(sorted(kwargs.items()))
+    for what, x in (("env", env), *(("a wrapper", w) for w in wrappers), *kwargs.items()):
+        _require_shippable(what, x)
+    name = env if isinstance(env, str) else getattr(env, "__qualname__", type(env).__qualname__)
+    make = functools.partial(open_environment, env, given, tuple(wrappers))
+    return GymVector(env, probe(make, name, exact), num_envs, processes, tuple(wrappers), deadline, exact, given)
+
+
+def _require_shippable(what: str, x: Any) -> None:
+    """A component is a value: what it holds compares by value and pickles; functions and classes do so by name."""
+    try:
+        same = hash(x) == hash(pickle.loads(pickle.dumps(x)))
+    except Exception as e:
+        hint = "use a tuple for a list, a module-level function or class for a lambda"
+        raise CompositionError(f"{what} = {x!r} must be hashable and picklable ({e}): {hint}") from e
+    if not same:
+        raise CompositionError(f"{what} = {x!r} does not compare by value: use a module-level function or class")

@@ -1,11 +1,13 @@
 """Replicas in Ray cells: one process each, holding one node's state and stepping it when asked.
 
-A cell runs the same node as `Inline` does, with the same key and the driver's thread count, so its products have the same bits. Numpy
-travels, never torch tensors (45 times dearer to fetch); weights are put into the object store once a version.
+A cell runs the same node as `Inline` does, with the same key and the driver's thread count, so its products have the
+same bits. Numpy travels, never torch tensors (45 times dearer to fetch); weights are put into the object store once a
+version.
 """
 
 import dataclasses
 import importlib.util
+import logging
 import weakref
 from typing import Any
 
@@ -43,8 +45,8 @@ class CellOwner(Owner):
 class Ray:
     """The executor of a Ray cluster: a local one, started when it is first needed, or the one at `address`.
 
-    `num_cpus` is what each cell reserves, `patience` how many seconds it may take to start. Errors: CompositionError when ray is not installed, or a cell asks for more
-    than the cluster has.
+    `num_cpus` is what each cell reserves, `patience` how many seconds it may take to start. Errors: CompositionError
+    when ray is not installed, or a cell asks for more than the cluster has.
     """
 
     address: str | None = None
@@ -91,21 +93,25 @@ class Ray:
 
     def _start(self, run: Run, node: Any, how: str, what: Any) -> CellState:
         import ray
+        from ray.exceptions import GetTimeoutError
 
         connect(self.address)
         have = ray.cluster_resources().get("CPU", 0.0)
         if self.num_cpus > have:
-            raise CompositionError(f"a cell asks for {self.num_cpus} CPUs, the cluster has {have:g}: lower Ray(num_cpus=...)")
+            raise CompositionError(
+                f"a cell asks for {self.num_cpus} CPUs, the cluster has {have:g}: lower Ray(num_cpus=...)"
+            )
         cell = ray.remote(Cell).options(num_cpus=self.num_cpus)
         handle = cell.remote(run, node, torch.get_num_threads())
         owner = CellOwner(handle)
         try:
             ray.get(getattr(handle, how).remote(what), timeout=self.patience)
-        except ray.exceptions.GetTimeoutError:
+        except GetTimeoutError:
             owner.close()
             raise CompositionError(
                 f"a cell with num_cpus={self.num_cpus} did not start within {self.patience:g} s; free in the cluster: "
-                f"{ray.available_resources().get('CPU', 0.0):g} of {have:g} CPUs. Close states no longer used, or lower num_cpus"
+                f"{ray.available_resources().get('CPU', 0.0):g} of {have:g} CPUs. Close states no longer used, or lower"
+                " num_cpus"
             ) from None
         return CellState(owner.token())
 
@@ -144,7 +150,7 @@ def connect(address: str | None) -> None:
         ray.init(
             address=address,
             include_dashboard=None if address else False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             log_to_driver=False,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
         )

@@ -1,5 +1,5 @@
 """What remembers: rollouts become plans of batches."""
 
-from fnrl.storages.rollout import GAE, Batches, OnPolicyBatch, Returns, RolloutStorage
+from fnrl.storages.rollout import GAE, OnPolicyBatch, Returns, RolloutStorage
 
-__all__ = ["GAE", "Batches", "OnPolicyBatch", "Returns", "RolloutStorage"]
+__all__ = ["GAE", "OnPolicyBatch", "Returns", "RolloutStorage"]

@@ -1,6 +1,6 @@
 """On-policy storage: one rollout, an estimator of advantages, and a plan of minibatches."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,13 +9,15 @@ from fnrl import random, returns, tree
 from fnrl.actors.on_policy import OnPolicyActorCritic
 from fnrl.component import Schedule, component, hyper, setting
 from fnrl.errors import CompositionError
-from fnrl.record import record
+from fnrl.record import fields_of, record
 from fnrl.types import Plan, Rollout, Transition, Tree, Weights
 
 
 @record
 class OnPolicyBatch:
-    """Samples `[T, B]` (T is 1 without recurrence); memory `[B, H]` is the one before the first step; obs are normalised."""
+    """Samples `[T, B]` (T is 1 without recurrence); memory `[B, H]` is the one before the first step; obs are
+    normalised.
+    """
 
     obs: Tensor
     action: Tensor
@@ -25,19 +27,6 @@ class OnPolicyBatch:
     value: Tensor
     memory: Tensor
     starts: Tensor
-
-
-@record
-class Batches:
-    """A plan: the samples, the rows of each of its K minibatches `[K, B]`, and a key for each `[K, 2]`."""
-
-    data: OnPolicyBatch
-    index: Tensor
-    keys: Tensor
-
-    def at(self, i: int) -> tuple[Tensor, Tensor]:
-        """Rows and key of minibatch `i`: views, so that a changing `i` stays on the host."""
-        return self.index.select(-2, i), self.keys.select(-2, i)
 
 
 @record
@@ -69,7 +58,9 @@ class RolloutStorage:
             what = f"{self.steps} steps x {envs} environments = {total} samples"
             if recurrent:
                 what = f"{envs} environments (a recurrent plan takes whole columns)"
-            raise CompositionError(f"minibatches={plan.minibatches} does not divide {what}; near values that do: {near}")
+            raise CompositionError(
+                f"minibatches={plan.minibatches} does not divide {what}; near values that do: {near}"
+            )
 
     def init(self) -> RolloutState:
         """Nothing yet."""
@@ -89,28 +80,30 @@ class RolloutStorage:
         """On-policy storage has no use for priorities."""
         return state
 
-    def batches(
-        self, state: RolloutState, actor: OnPolicyActorCritic, plan: Plan, weights: Weights, key: Tensor
-    ) -> tuple[RolloutState, Batches]:
-        """Advantages and targets under `weights`, and a plan of shuffled minibatches; the rollout is used up.
+    def used(self, state: RolloutState) -> RolloutState:
+        """The storage once its rollout has been prepared: empty."""
+        return RolloutState(())
 
-        Without recurrence every epoch is a permutation of all T x N samples; with it, of the N environments, whole columns each.
+    def order(self, actor: OnPolicyActorCritic, plan: Plan, envs: int, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of each minibatch `[K, B]`, and a key for each `[K, 2]`.
+
+        Without recurrence every epoch is a permutation of all T x N samples; with it, of the N environments, whole
+        columns each.
         """
-        data = self.prepare(actor, weights, state.rollout.steps)
-        total = data.logp.shape[1]
-        order, later = random.split(key).unbind(0)
-        keys = random.split(order, plan.epochs)
+        total = envs if actor.recurrent is not None else self.steps * envs
+        shuffle, later = random.split(key).unbind(0)
+        keys = random.split(shuffle, plan.epochs)
         index = torch.stack([random.permutation(k, total) for k in keys.unbind(0)])
-        index = index.reshape(plan.updates, total // plan.minibatches)
-        return RolloutState(()), Batches(data, index, random.split(later, plan.updates))
+        return index.reshape(plan.updates, total // plan.minibatches), random.split(later, plan.updates)
 
     def take(self, data: OnPolicyBatch, rows: Tensor) -> OnPolicyBatch:
         """The minibatch of some rows `[B]`."""
-        fields = {n: getattr(data, n)[:, rows] for n in OnPolicyBatch.__fields__.data if n != "memory"}
+        fields = {n: getattr(data, n)[:, rows] for n in fields_of(OnPolicyBatch).data if n != "memory"}
         return OnPolicyBatch(**fields, memory=data.memory[rows])
 
-    def prepare(self, actor: OnPolicyActorCritic, weights: Weights, steps: Transition) -> OnPolicyBatch:
-        """The whole rollout as one batch: `[T, N]` with recurrence, `[1, T*N]` without."""
+    def prepare(self, state: RolloutState, actor: OnPolicyActorCritic, weights: Weights) -> OnPolicyBatch:
+        """The rollout as samples under `weights`: `[T, N]` with recurrence, `[1, T*N]` without."""
+        steps: Transition = state.rollout.steps
         normalise = (lambda x: x) if isinstance(weights.normaliser, tuple) else weights.normaliser
         obs, next_obs = normalise(steps.obs), normalise(steps.next_obs)
         done = steps.terminated | steps.truncated
@@ -132,8 +125,8 @@ class RolloutStorage:
 class GAE(RolloutStorage):
     """Generalised advantage estimation, arXiv 1506.02438: see `fnrl.returns.gae`."""
 
-    steps: int = setting(128, help="steps of each environment in a rollout")
-    gae_lambda: float | Schedule = hyper(0.95, high=1.0, help="weight of longer returns")
+    steps: int = setting(default=128, help="steps of each environment in a rollout")
+    gae_lambda: float | Schedule = hyper(default=0.95, high=1.0, help="weight of longer returns")
 
     def estimate(
         self, weights: Weights, steps: Transition, logp: Tensor, value: Tensor, next_value: Tensor
@@ -147,9 +140,11 @@ class GAE(RolloutStorage):
 
 @component
 class Returns(RolloutStorage):
-    """Plain discounted returns, bootstrapped where the rollout or a time limit cuts an episode: see `fnrl.returns.discounted_returns`."""
+    """Plain discounted returns, bootstrapped where the rollout or a time limit cuts an episode: see
+    `fnrl.returns.discounted_returns`.
+    """
 
-    steps: int = setting(128, help="steps of each environment in a rollout")
+    steps: int = setting(default=128, help="steps of each environment in a rollout")
 
     def estimate(
         self, weights: Weights, steps: Transition, logp: Tensor, value: Tensor, next_value: Tensor

@@ -1,0 +1,165 @@
+"""Learning: do the algorithms reach what is known to be reachable, and what a peer reaches run alike?
+
+Every seed is a process of its own that keeps checkpoints under `--dir` and goes on where it stopped, so a run can be
+cut and lengthened. A figure is the mean return of 100 deterministic evaluation episodes; a bar is on the
+interquartile mean over seeds. Hyper-parameters were declared before the runs: one set for CartPole, one for the
+Bullet robots (`fnrl/presets.py`).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from harness import HERE, Row, main, one_thread, peer_python
+from scipy.stats import trim_mean
+
+import fnrl
+from fnrl.checkpoint import Checkpoints
+
+SEEDS = (100, 200, 300, 400, 500)
+SB3 = "stable-baselines3==2.9.2"
+
+
+def cartpole() -> fnrl.Scheme:
+    """PPO as CleanRL and PureJaxRL run CartPole: 4 x 128 steps, 4 x 4 minibatches, 2x64 tanh."""
+    env = fnrl.envs.gym("CartPole-v1", num_envs=4)
+    algo = fnrl.PPO(lr=fnrl.Linear(1e-3, 0.0, steps=100_000), entropy_coef=0.01, epochs=4, minibatches=4)
+    parts = fnrl.Parts(env, fnrl.OnPolicyActorCritic(env.spec), algo, fnrl.GAE(steps=128))
+    return fnrl.Scheme(parts, fnrl.centralised(fnrl.gradients(fnrl.collect)))
+
+
+def halfcheetah() -> fnrl.Scheme:
+    """PPO with a plain Gaussian: 8 x 256 steps, 10 x 16 minibatches, 2x64 tanh, normalised observations and rewards."""
+    env = fnrl.envs.gym("HalfCheetahBulletEnv-v0", num_envs=8)
+    algo = fnrl.PPO(lr=3e-4, epochs=10, minibatches=16)
+    parts = fnrl.Parts(
+        env,
+        fnrl.OnPolicyActorCritic(env.spec, log_std=-1.0),
+        algo,
+        fnrl.GAE(steps=256, gae_lambda=0.95),
+        normalise_obs=fnrl.NormaliseObs(),
+        scale_reward=fnrl.ScaleReward(),
+    )
+    return fnrl.Scheme(parts, fnrl.centralised(fnrl.gradients(fnrl.collect)))
+
+
+SCHEMES = {"ppo-cartpole": cartpole, "ppo-halfcheetah": halfcheetah}
+
+
+def train(name: str, seed: int, marks: list[int], directory: Path) -> None:
+    """Trains one seed up to the last mark, from its newest checkpoint if there is one; evaluates at each mark."""
+    torch.set_num_threads(1)
+    scheme, updates = SCHEMES[name](), 0
+    updates = scheme.parts.algo.plan.updates
+    home = directory / name / str(seed)
+    told = home / "evaluations.json"
+    with Checkpoints(home, keep=1) as store:
+        done: dict[str, list[float]] = json.loads(told.read_text()) if told.exists() else {}
+        state = scheme.restore(store.newest().state) if store.paths() else scheme.init(fnrl.key(seed))
+        for mark in marks:
+            while state.env_steps < mark:
+                state, _ = scheme.step(state, updates)
+                if state.version // updates % 10 == 0:
+                    store.save(scheme.gather(state), step=state.env_steps)
+            if str(mark) not in done:
+                key = fnrl.random.fold_in(fnrl.key(seed), 0xE7A1)
+                done[str(mark)] = fnrl.evaluate(scheme.parts, state.weights, key, episodes=100).returns.tolist()
+                store.save(scheme.gather(state), step=state.env_steps)
+                told.write_text(json.dumps(done))
+        scheme.close(state)
+
+
+def seeds_of(name: str, args: argparse.Namespace, marks: list[int]) -> dict[int, dict[str, list[float]]]:
+    """Evaluations of every seed at the marks, by as many processes as asked."""
+
+    def one(seed: int) -> dict[str, list[float]]:
+        told = args.dir / name / str(seed) / "evaluations.json"
+        if not told.exists() or not {str(m) for m in marks} <= set(json.loads(told.read_text())):
+            command = [
+                sys.executable,
+                __file__,
+                "--seed-run",
+                name,
+                str(seed),
+                *map(str, marks),
+                "--dir",
+                str(args.dir),
+            ]
+            subprocess.run(command, check=True, env=one_thread(), stdout=subprocess.DEVNULL)
+        return json.loads(told.read_text())
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        return dict(zip(SEEDS, pool.map(one, SEEDS), strict=True))
+
+
+def iqm(scores: list[float]) -> float:
+    """Interquartile mean over seeds (arXiv 2108.13264)."""
+    return float(trim_mean(scores, 0.25))
+
+
+def scores_at(found: dict[int, dict[str, list[float]]], mark: int) -> dict[int, float]:
+    """Mean return of each seed."""
+    return {seed: sum(r[str(mark)]) / len(r[str(mark)]) for seed, r in found.items()}
+
+
+def case_cartpole(args: argparse.Namespace) -> Iterator[Row]:
+    """PPO on CartPole-v1 (hosted), 100k steps, 5 seeds: at least 475."""
+    scores = scores_at(seeds_of("ppo-cartpole", args, [100_000]), 100_000)
+    yield Row("ppo-cartpole", "IQM of 5 seeds at 100k", iqm(list(scores.values())), 475.0, detail=scores)
+
+
+def case_halfcheetah(args: argparse.Namespace) -> Iterator[Row]:
+    """PPO on HalfCheetahBulletEnv-v0, 5 seeds: at least 600 at 300k and 1500 at 1M; not below stable-baselines3 run
+    alike.
+    """
+    bars = {m: bar for m, bar in ((300_000, 600.0), (1_000_000, 1500.0)) if m <= args.until}
+    found = seeds_of("ppo-halfcheetah", args, list(bars))
+    ours = {mark: scores_at(found, mark) for mark in bars}
+    for mark, bar in bars.items():
+        yield Row(
+            "ppo-halfcheetah", f"IQM of 5 seeds at {mark}", iqm(list(ours[mark].values())), bar, detail=ours[mark]
+        )
+    if args.peer:
+        peer = sb3(args, list(bars))
+        for mark in bars:
+            theirs = scores_at(peer, mark)
+            yield Row("ppo-halfcheetah", f"stable-baselines3, IQM at {mark}", iqm(list(theirs.values())), detail=theirs)
+            gap = iqm(list(ours[mark].values())) - iqm(list(theirs.values()))
+            yield Row("ppo-halfcheetah", f"fnrl minus stable-baselines3 at {mark}", gap, 0.0)
+
+
+def sb3(args: argparse.Namespace, marks: list[int]) -> dict[int, dict[str, list[float]]]:
+    """The peer's evaluations: the same settings, seeds, marks and numbers of episodes."""
+
+    def one(seed: int) -> dict[str, list[float]]:
+        told = args.dir / "sb3-halfcheetah" / f"{seed}-{max(marks)}.json"
+        if not told.exists():
+            told.parent.mkdir(parents=True, exist_ok=True)
+            command = [python, str(HERE / "peers" / "sb3_ppo_learning.py"), str(seed), str(told), *map(str, marks)]
+            subprocess.run(command, check=True, env=one_thread(), stdout=subprocess.DEVNULL)
+        return json.loads(told.read_text())
+
+    python = peer_python("sb3", [SB3])
+    with ThreadPoolExecutor(args.jobs) as pool:
+        return dict(zip(SEEDS, pool.map(one, SEEDS), strict=True))
+
+
+if __name__ == "__main__":
+    if "--seed-run" in sys.argv:
+        at = sys.argv.index("--seed-run")
+        to = sys.argv.index("--dir")
+        train(sys.argv[at + 1], int(sys.argv[at + 2]), [int(m) for m in sys.argv[at + 3 : to]], Path(sys.argv[to + 1]))
+    else:
+        main(
+            __doc__ or "",
+            {"ppo-cartpole": case_cartpole, "ppo-halfcheetah": case_halfcheetah},
+            dir={"type": Path, "default": Path("runs/benchmarks"), "help": "where runs are kept"},
+            jobs={"type": int, "default": 2, "help": "seeds trained at once"},
+            until={"type": int, "default": 1_000_000, "help": "leave out marks beyond this many steps"},
+            peer={"action": argparse.BooleanOptionalAction, "default": True, "help": "run stable-baselines3 alike"},
+        )

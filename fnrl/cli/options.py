@@ -1,0 +1,216 @@
+"""Every option of the parts by its dotted name (`algo.lr`, `actor.policy.hidden`), read from the components' fields.
+
+A field whose type is a family of components (an optimiser, a network) is a choice by class name, and the chosen
+class's own fields are options below it. So a new component, or a new field, is on the command line as it is written.
+"""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from fnrl.actors import OnPolicyActorCritic
+from fnrl.algos import A2C, PPO
+from fnrl.component import Linear, Schedule, help_of, limits_of
+from fnrl.config import ACTIVATIONS
+from fnrl.envs import CartPole, GymVector, gym
+from fnrl.networks import CNN, GRU, MLP, Network
+from fnrl.optim import SGD, Adam, Optimiser, RMSProp
+from fnrl.parts import NormaliseObs, Parts, ScaleReward
+from fnrl.storages import GAE, Returns
+
+Values = Mapping[str, Any]
+
+_FAMILIES: dict[Any, tuple[type, ...]] = {
+    Network: (MLP, CNN),
+    Optimiser: (Adam, RMSProp, SGD),
+    GRU: (GRU,),
+    NormaliseObs: (NormaliseObs,),
+    ScaleReward: (ScaleReward,),
+}
+_PARTS: dict[str, tuple[type, ...]] = {"algo": (PPO, A2C), "storage": (GAE, Returns), "actor": (OnPolicyActorCritic,)}
+_ELSEWHERE = {"spec", "env", "wrappers"}  # found from the environment, or not to be said on a command line
+_RENAMED = {"env.num_envs": "num_envs"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option: its name, a default, help, how one word of it is read (None: a switch), and how many words it has."""
+
+    name: str
+    default: Any
+    help: str
+    read: Callable[[str], Any] | None
+    many: bool = False
+    choices: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slot:
+    """A field that takes one of some components, or none of them."""
+
+    classes: tuple[type, ...]
+    empty: bool
+
+    def chosen(self, name: str, default: Any, values: Values) -> type | None:
+        """The class named in `values`, else that of the default. Errors: ValueError for a name that isn't offered."""
+        said = values.get(name)
+        if said is None or said is True:
+            if default is None or default is dataclasses.MISSING:
+                return self.classes[0] if said or not self.empty else None
+            return type(default)
+        if (said is False or said == "none") and self.empty:
+            return None
+        for cls in self.classes:
+            if cls.__name__ == said:
+                return cls
+        raise ValueError(f"{name} = {said!r}: expected one of {', '.join(self.names())}")
+
+    def names(self) -> tuple[str, ...]:
+        return (*(c.__name__ for c in self.classes), *(("none",) if self.empty else ()))
+
+
+def env_class(env: str) -> type:
+    """CartPole is the pure one; any other name is a gymnasium id."""
+    return CartPole if env == CartPole.__name__ else GymVector
+
+
+def options(env: str, values: Values, steps: int) -> Iterator[Option]:
+    """The options for an environment and the classes that `values` chooses; a schedule `a:b` runs over `steps`."""
+    yield from _fields("env", env_class(env), None, values, steps)
+    yield from _fields("", Parts, None, values, steps)
+
+
+def build(env: str, values: Values) -> Parts:
+    """The parts that some values describe. Errors: CompositionError, and ValueError or TypeError for a bad value."""
+    if env_class(env) is CartPole:
+        vector: Any = _make("env", CartPole, None, values, {})
+    else:
+        given = {f.name: values[_name("env", f.name)] for f in _own(GymVector) if _name("env", f.name) in values}
+        vector = gym(env, **{**given, **dict(given.pop("kwargs", ()))})
+    actor = _make("actor", OnPolicyActorCritic, None, values, {"spec": vector.spec})
+    return _make("", Parts, None, values, {"env": vector, "actor": actor})
+
+
+def _name(prefix: str, field: str) -> str:
+    name = f"{prefix}.{field}" if prefix else field
+    return _RENAMED.get(name, name)
+
+
+def _own(cls: type) -> Iterator[Any]:
+    return (f for f in dataclasses.fields(cls) if f.init and f.name not in _ELSEWHERE)
+
+
+def _default(field: Any, base: Any) -> Any:
+    if base is not None:
+        return getattr(base, field.name)
+    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+
+
+def _slot(cls: type, field: Any) -> _Slot | None:
+    if cls is Parts and field.name in _PARTS:
+        return _Slot(_PARTS[field.name], False)
+    members = _members(cls, field)
+    found = [c for m in members for c in _FAMILIES.get(m, ())]
+    return _Slot(tuple(found), type(None) in members) if found else None
+
+
+def _members(cls: type, field: Any) -> tuple[Any, ...]:
+    hint = typing.get_type_hints(cls)[field.name]
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _fields(prefix: str, cls: type, base: Any, values: Values, steps: int) -> Iterator[Option]:
+    for field in _own(cls):
+        name, slot, default = _name(prefix, field.name), _slot(cls, field), _default(field, base)
+        if slot is None:
+            option = _option(name, cls, field, values.get(name, default), steps)
+            if option is not None:
+                yield option
+            continue
+        chosen = slot.chosen(name, default, values)
+        if slot.empty and len(slot.classes) == 1:
+            yield Option(name, chosen is not None, help_of(field), None)
+        elif len(slot.classes) > 1:
+            yield Option(name, chosen.__name__ if chosen else "none", help_of(field), str, choices=slot.names())
+        if chosen is not None:
+            yield from _fields(name, chosen, default if type(default) is chosen else None, values, steps)
+
+
+def _make(prefix: str, cls: type, base: Any, values: Values, given: Values) -> Any:
+    made = dict(given)
+    for field in _own(cls):
+        name, slot, default = _name(prefix, field.name), _slot(cls, field), _default(field, base)
+        if field.name in made:
+            continue
+        if slot is None:
+            made[field.name] = values.get(name, default)
+            continue
+        chosen = slot.chosen(name, default, values)
+        below = default if type(default) is chosen else None
+        made[field.name] = None if chosen is None else _make(name, chosen, below, values, {})
+    return cls(**made)
+
+
+def _option(name: str, cls: type, field: Any, default: Any, steps: int) -> Option | None:
+    members, limits = _members(cls, field), limits_of(field)
+    help = help_of(field) + (f", in {limits}" if limits and (limits.low, limits.high) != (1, math.inf) else "")
+    if bool in members:
+        return Option(name, default, help, None)
+    read: Callable[[str], Any] | None = None
+    many, choices = False, ()
+    if limits is not None and limits.swept:
+        help += "; a:b is a line over the run"
+        read = _scheduled(steps)
+    elif int in members:
+        read = int
+    elif float in members:
+        read = float
+    elif tuple[int, ...] in members:
+        read, many = int, True
+    elif name == "env.kwargs":
+        read, many = _pair, True
+    elif callable(field.default):
+        read, choices = _activation, tuple(ACTIVATIONS)
+        default = next((n for n, f in ACTIVATIONS.items() if f is default), default)
+    if read is None:
+        return None
+    if type(None) in members:
+        read, help = _or_none(read), f"{help}, or none"
+    return Option(name, default, help, read, many, choices)
+
+
+def _scheduled(steps: int) -> Callable[[str], float | Schedule]:
+    def number(text: str) -> float | Schedule:
+        start, *rest = text.split(":")
+        if not rest:
+            return float(start)
+        end, *over = rest
+        return Linear(start=float(start), end=float(end), steps=int(float(over[0])) if over else steps)
+
+    return number
+
+
+def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    def number(text: str) -> Any:
+        return None if text == "none" else read(text)
+
+    return number
+
+
+def _activation(text: str) -> Any:
+    return ACTIVATIONS[text]
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"expected name=value, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value

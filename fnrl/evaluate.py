@@ -1,0 +1,82 @@
+"""Evaluation: whole episodes with the most likely actions, in environments of their own."""
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fnrl import random, tree
+from fnrl.collect import advance, first_state
+from fnrl.executor.inline import Inline
+from fnrl.lift import Run
+from fnrl.parts import Parts
+from fnrl.record import record
+from fnrl.types import Weights
+
+
+@record
+class Evaluation:
+    """Raw returns `[E]` and lengths `[E]` of whole episodes."""
+
+    returns: Tensor
+    lengths: Tensor
+
+    @property
+    def mean(self) -> float:
+        """The mean return."""
+        return float(self.returns.mean())
+
+    @property
+    def std(self) -> float:
+        """The deviation of returns between episodes (not of the mean)."""
+        return float(self.returns.std(correction=0))
+
+
+def evaluate(
+    parts: Parts, weights: Weights, key: Tensor, episodes: int = 10, env: Any = None, max_steps: int = 1_000_000
+) -> Evaluation:
+    """The deterministic policy over `episodes` whole episodes, the same number in every environment (rounded up).
+
+    `env` is another vector of the same spaces, if not one like the parts' own; weights are one seed's. A pure
+    function of its arguments. Errors: ValueError when episodes do not end within `max_steps` vector steps.
+    """
+    if episodes < 1:
+        raise ValueError(f"evaluate(episodes={episodes}): expected at least 1")
+    parts = dataclasses.replace(parts, env=env or parts.env, scale_reward=None)
+    run, vector = Run(parts, Inline()), parts.env
+    each = math.ceil(episodes / vector.num_envs)
+    state = first_state(run, key)
+    env_state, memory = state.env, state.memory
+    total, length = state.tally.returns, state.tally.lengths
+    counted = torch.zeros_like(length)
+    noise: Any = ()
+    ended: list[tuple[Tensor, Tensor]] = []
+    try:
+        for t in range(max_steps):
+            if t % _CHUNK == 0:
+                noise = vector.noise(random.fold_in(state.key, t // _CHUNK), _CHUNK) if vector.pure else ()
+            now = tree.index(noise, t % _CHUNK)
+            env_state, memory, step = advance(run, env_state, memory, weights, None, now)
+            total, length = total + step.reward, length + 1
+            done = step.terminated | step.truncated
+            if bool(done.any()):
+                counts = done & (counted < each)
+                ended.append((total[counts], length[counts]))
+                counted = counted + done.long()
+                total, length = torch.where(done, 0.0, total), torch.where(done, 0, length)
+                if int(counted.min()) >= each:
+                    break
+        else:
+            raise ValueError(
+                f"{vector.spec.name}: {each} episodes did not end in each environment in {max_steps} steps"
+            )
+    finally:
+        if not vector.pure:
+            vector.close(env_state)
+    returns, lengths = (torch.cat(x) for x in zip(*ended, strict=True))
+    return Evaluation(returns, lengths)
+
+
+_CHUNK = 128

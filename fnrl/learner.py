@@ -1,0 +1,381 @@
+"""The learner: the loop around a scheme, in a shell that saves, resumes, evaluates, logs, and shows how it gets on.
+
+All of the learning is in `learner.state`, a value; the shell holds what a person wants besides. The same updates are
+made as in `while ...: state, info = scheme.step(state)`, with or without evaluation, saving and logging.
+"""
+
+import contextlib
+import dataclasses
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fnrl import checkpoint, logs, plots, random, tree
+from fnrl.apply import first_algo
+from fnrl.checkpoint import ANY, Checkpoints, CheckpointWarning
+from fnrl.component import component, option, printed, setting
+from fnrl.errors import CheckpointError, StaleStateError
+from fnrl.evaluate import Evaluation, evaluate
+from fnrl.history import History, Told
+from fnrl.interrupts import Held, terminating
+from fnrl.lift import Run
+from fnrl.merge import merge_infos
+from fnrl.policy import FILE, policy_of
+from fnrl.record import host, plain, record
+from fnrl.scheme import Scheme, SchemeState
+from fnrl.topology import CentralisedState
+from fnrl.types import Info
+
+_EVALUATION_KEY = 2  # folded into the run's key, which the scheme folds with 0 and 1
+
+
+@component
+class Evaluate:
+    """When and how a learner evaluates: the deterministic policy, in environments of its own."""
+
+    every: int = setting(default=50_000, help="environment steps between evaluations")
+    episodes: int = setting(default=10, help="whole episodes of one evaluation")
+    env: Any = option(default=None, help="another vector of the same spaces, if not one like the training's")
+
+
+@plain
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a learner was told, besides the scheme; `every` is 0 without evaluation."""
+
+    seed: int
+    target_steps: int
+    save_every: int
+    keep: int
+    every: int
+    episodes: int
+
+    def __post_init__(self) -> None:
+        for name, low in (("seed", 0), ("target_steps", 1), ("save_every", 1), ("keep", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f"Learner({name}={value!r}): expected an int of at least {low}")
+
+
+@record
+class LearnerState:
+    """What a checkpoint of a learner holds: the scheme's gathered state, and what was told of it so far."""
+
+    scheme: SchemeState
+    told: Told
+    settings: Settings = host()
+
+
+class Learner:
+    """Trains a scheme to `target_steps` environment steps, from one seed.
+
+    With `log_dir` the run has a directory: checkpoints every `save_every` environment steps (the `keep` newest stay),
+    `metrics.jsonl`, `tensorboard/`, `config.json`, at the end `curve.png` and `policy.safetensors`. A context manager;
+    on Ctrl-C or SIGTERM the update under way is finished and saved, and a second Ctrl-C stops at once.
+
+    Errors: ValueError for a bad number; CheckpointError when the directory is in use or holds a run already. A fault
+    while stepping (NonFiniteError, EnvironmentFault) is told in `metrics.jsonl`, closes the learner and is raised.
+    """
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        target_steps: int,
+        log_dir: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+        evaluation: Evaluate | None = None,
+        save_every: int = 100_000,
+        keep: int = 3,
+    ) -> None:
+        every, episodes = (evaluation.every, evaluation.episodes) if evaluation else (0, 0)
+        settings = Settings(seed, target_steps, save_every, keep, every, episodes)
+        with self._opening(scheme, settings, evaluation, log_dir):
+            if self._store and self._store.paths():
+                raise CheckpointError(
+                    f"{self._store.directory} already holds a run (newest: {self._store.paths()[-1].name}): go on with "
+                    "Learner.resume(log_dir, scheme), or give this run a directory of its own"
+                )
+            with Held():
+                self.state = scheme.init(random.key(seed))
+            self._start(None)
+
+    @classmethod
+    def resume(
+        cls,
+        log_dir: str | os.PathLike[str],
+        scheme: Scheme,
+        target_steps: int | None = None,
+        evaluation: Evaluate | None = None,
+    ) -> "Learner":
+        """The learner of a run directory as it was at its newest good checkpoint; exact, metrics' windows included.
+
+        The scheme comes from code: where it differs from the one that was saved, a `CheckpointWarning` shows how. Give
+        `target_steps` to go on further, `evaluation` to change it.
+        Errors: CheckpointError when there is no good checkpoint, it doesn't fit, or the directory is in use.
+        """
+        if not Path(log_dir).is_dir():
+            raise CheckpointError(f"{log_dir} is not a run directory: there is nothing to resume")
+        algo = first_algo(Run(scheme.parts, scheme.executor), random.key(0))
+        node = CentralisedState(algo, ANY)
+        like = LearnerState(SchemeState(node), ANY, ANY)
+        saved = checkpoint.newest(log_dir, like)
+        said: LearnerState = saved.state
+        settings = said.settings
+        if target_steps is not None:
+            settings = dataclasses.replace(settings, target_steps=target_steps)
+        if evaluation is not None:
+            settings = dataclasses.replace(settings, every=evaluation.every, episodes=evaluation.episodes)
+        elif settings.every:
+            evaluation = Evaluate(settings.every, settings.episodes)
+        other = checkpoint.diff(saved.config, printed(scheme))
+        if other:
+            text = "\n  ".join([f"{saved.path} was saved with another configuration (saved -> given):", *other])
+            warnings.warn(text, CheckpointWarning, stacklevel=2)
+        self = cls.__new__(cls)
+        with self._opening(scheme, settings, evaluation, log_dir):
+            newest = checkpoint.newest(log_dir, like)  # again, under the lock
+            with Held():
+                self.state = scheme.restore(tree.to(newest.state.scheme, scheme.device))
+            self._start(newest.state.told)
+            self._saved = self.state, self._history.test, newest.path
+        return self
+
+    # -- NAPPO's methods ----------------------------------------------------------------------------------------
+
+    def step(self, updates: int = 1) -> Info:
+        """`updates` updates; evaluates, logs and saves where a plan ends and it is time. The metrics are means."""
+        if updates < 1:
+            raise ValueError(f"step(updates={updates}): expected at least 1")
+        if self._closed:
+            raise RuntimeError("this learner is closed: Learner.resume(log_dir, scheme) goes on from its checkpoint")
+        infos = []
+        for _ in range(updates):
+            try:
+                with Held():
+                    begin = time.perf_counter()
+                    self.state, info = self.scheme.step(self.state)
+                    self._history.update(info, time.perf_counter() - begin)
+            except Exception as error:
+                self._fault(error, sound=False)
+                raise
+            try:
+                self._between_plans()
+            except Exception as error:
+                self._fault(error, sound=True)
+                raise
+            infos.append(info)
+        return infos[0] if updates == 1 else merge_infos(infos)
+
+    def done(self) -> bool:
+        """Whether the target is reached, and the rollout that reached it has been learnt from in full."""
+        return self.state.env_steps >= self.settings.target_steps and self._plan_ended()
+
+    def print_info(self) -> None:
+        """Prints where the run stands."""
+        print(f"{self.state.env_steps:,} steps  {logs.summary(self.get_metrics())}", flush=True)
+
+    def get_metrics(self) -> dict[str, float]:
+        """Means over the last 100 episodes (`performance/train`, `/length`) and the last plan's updates (`algo/*`).
+
+        Besides: `performance/test` (the last evaluation), `time/*` (seconds a plan), `scheme/fps` (environment steps
+        a second, evaluation and saving apart), `env_steps`, `updates`, `episodes`, `hyper/*` where one moves.
+        """
+        found: dict[str, float] = {"env_steps": self.state.env_steps, "updates": self.state.version}
+        pinned, declared = self.state.node.pinned, self.scheme.parts.hypers()
+        moving = [n for n, v in declared.items() if n in pinned or not isinstance(v, int | float)]
+        hyper = {f"hyper/{n}": float(self.state.weights.hyper[n]) for n in moving}
+        return found | self._history.metrics() | hyper
+
+    def save_model(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Writes the policy alone, for `fnrl.load_policy`: to `path`, or `policy.safetensors` in the run's directory."""
+        if path is None:
+            path = self._directory("save_model(path=...) needs a path") / FILE
+        return policy_of(self.scheme.parts.actor, self.state.weights).save(path)
+
+    def update_algo_parameter(self, name: str, value: float) -> None:
+        """Sets a hyper-parameter from now on; a schedule of that name no longer moves it, also when resumed.
+
+        Errors: ValueError for an unknown name (with the nearest) or a value out of range.
+        """
+        self.state = self.scheme.set(self.state, **{name: value})
+        self._event("set", {f"hyper/{name}": value})
+
+    # -- saving, evaluating, training ---------------------------------------------------------------------------
+
+    def save(self) -> Path:
+        """Writes a checkpoint of everything. Errors: CheckpointError; ValueError without log_dir."""
+        self._directory("save() needs a directory")
+        assert self._store is not None
+        if self._saved is None or self._saved[0] is not self.state or self._saved[1] is not self._history.test:
+            state = LearnerState(self.scheme.gather(self.state), self._history.told(), self.settings)
+            path = self._store.save(state, step=self.state.env_steps, config=self.scheme, metrics=self.get_metrics())
+            self._saved, self._saved_steps = (self.state, self._history.test, path), self.state.env_steps
+        return self._saved[2]
+
+    def evaluate(self, episodes: int | None = None) -> Evaluation:
+        """The deterministic policy over whole episodes (those of `evaluation`, or 10), told in the metrics.
+
+        The key is folded from the version: a pure function of the state, which does not move.
+        """
+        episodes = episodes or self.settings.episodes or 10
+        parts, weights = self.scheme.parts, tree.to(self.state.weights, "cpu")
+        env = self.evaluation.env if self.evaluation and self.evaluation.env is not None else None
+        if env is None:
+            env = dataclasses.replace(parts.env, num_envs=min(episodes, 10))  # type: ignore[type-var]
+        key = random.fold_in(random.fold_in(random.key(self.settings.seed), _EVALUATION_KEY), self.state.version)
+        found = self._history.test = evaluate(parts, weights, key, episodes, env)
+        spread = {"performance/test_std": found.std, "performance/test_episodes": len(found.returns)}
+        self._event("evaluation", {"performance/test": found.mean, **spread})
+        return found
+
+    def train(self, progress: bool = True) -> dict[str, float]:
+        """Steps to the target, then evaluates, saves, and leaves the policy and the learning curve; gives the metrics."""
+        env_steps, target = self.state.env_steps, self.settings.target_steps
+        shown = logs.progress(env_steps, target) if progress and not self.done() else logs.Silent()
+        with contextlib.closing(shown), terminating():
+            try:
+                self._evaluate_when_due()
+                while not self.done():
+                    self.step()
+                    shown.update(self.get_metrics, self.state.env_steps)
+                self._finish()
+            except (KeyboardInterrupt, SystemExit):
+                self._interrupted()
+                raise
+        return self.get_metrics()
+
+    def close(self) -> None:
+        """Closes environments, workers and logs, and gives the directory back; safe to call twice."""
+        self._closed = True
+        self._closing.close()
+
+    def __enter__(self) -> "Learner":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit):
+            self._interrupted()
+        self.close()
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _opening(
+        self, scheme: Scheme, settings: Settings, evaluation: Evaluate | None, log_dir: str | os.PathLike[str] | None
+    ) -> Iterator[None]:
+        """Takes the directory; what is open is closed again if the rest of opening fails."""
+        self.scheme, self.settings, self.evaluation = scheme, settings, evaluation
+        self._closing, self._closed = contextlib.ExitStack(), False
+        self._store = Checkpoints(log_dir, settings.keep) if log_dir is not None else None
+        self._logs: logs.Logs | None = None
+        self._saved: tuple[SchemeState, Evaluation | None, Path] | None = None
+        if self._store:
+            self._closing.callback(self._store.close)
+        try:
+            yield
+        except BaseException:
+            self._closing.close()
+            raise
+
+    def _start(self, told: Told | None) -> None:
+        self._closing.callback(lambda: self.scheme.close(self.state))
+        version, steps = self.state.version, self.state.env_steps
+        self._history = History(self.scheme.parts.algo.plan.updates, steps, told)
+        self._line_at, self._saved_steps = version, steps
+        if self._store:
+            self._logs = logs.Logs(self._store.directory, None if told is None else version)
+            self._closing.callback(self._logs.close)
+            self._logs.config({"scheme": printed(self.scheme), "learner": dataclasses.asdict(self.settings)})
+
+    def _plan_ended(self) -> bool:
+        return self.state.version % self.scheme.parts.algo.plan.updates == 0
+
+    def _between_plans(self) -> None:
+        if not self._plan_ended():
+            return
+        self._history.pace.append((self.state.env_steps, self._history.busy))
+        self._evaluate_when_due()
+        self._tell()
+        every = self.settings.save_every
+        if self._store and self.state.env_steps // every > self._saved_steps // every:
+            try:
+                self.save()
+            except CheckpointError as error:
+                if not isinstance(error.__cause__, OSError):
+                    raise
+                warnings.warn(
+                    f"{error}; training goes on, the next try is at the next save", CheckpointWarning, stacklevel=3
+                )
+                self._saved_steps = self.state.env_steps
+
+    def _evaluate_when_due(self) -> None:
+        every, steps = self.settings.every, self.state.env_steps
+        if every and self._plan_ended() and steps // every > self._history.evaluated // every:
+            self.evaluate()
+            self._history.evaluated = steps
+
+    def _tell(self) -> None:
+        """One line of metrics a plan."""
+        if self._plan_ended() and self.state.version > self._line_at:
+            line, recent = self.get_metrics(), self._history.recent
+            line.pop("performance/test", None)  # evaluations have lines of their own
+            if recent:
+                line["performance/recent"] = sum(recent) / len(recent)
+            if self._logs:
+                self._logs.write(line)
+            self._line_at, self._history.recent = self.state.version, []
+
+    def _event(self, kind: str, facts: dict[str, Any]) -> None:
+        if self._logs:
+            where = {"updates": self.state.version, "env_steps": self.state.env_steps}
+            self._logs.write({"event": kind, **where, "time/total": self._history.seconds, **facts})
+
+    def _finish(self) -> None:
+        try:
+            if self.settings.every and self._history.evaluated < self.state.env_steps:
+                self.evaluate()
+                self._history.evaluated = self.state.env_steps
+            if self._store:
+                self.save()
+                self.save_model()
+                plots.curve(self._store.directory)
+                self._event("finished", {})
+        except Exception as error:
+            self._fault(error, sound=True)
+            raise
+
+    def _interrupted(self) -> None:
+        if self._closed:
+            return
+        self._tell()
+        saved = None
+        try:
+            saved = self.save() if self._store else None
+        except (CheckpointError, StaleStateError) as error:
+            warnings.warn(f"the run was interrupted and could not be saved: {error}", CheckpointWarning, stacklevel=3)
+        self._event("interrupted", {"saved": saved and saved.name})
+        self._close_anyhow()
+
+    def _fault(self, error: Exception, sound: bool) -> None:
+        """Tells a fault and closes; the state is saved if the fault was not in stepping it."""
+        if sound and self._store and not isinstance(error, CheckpointError):
+            with contextlib.suppress(CheckpointError, StaleStateError):
+                self.save()
+        self._event("fault", {"error": type(error).__name__, "message": str(error)})
+        self._close_anyhow()
+
+    def _close_anyhow(self) -> None:
+        try:
+            self.close()
+        except Exception as error:
+            warnings.warn(
+                f"not everything could be closed: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=3
+            )
+
+    def _directory(self, what: str) -> Path:
+        if self._store is None:
+            raise ValueError(f"{what}: this learner was made without log_dir")
+        return self._store.directory
