@@ -78,7 +78,7 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
         env_state, memory, transition = advance(run, env_state, memory, weights, noise[t], env_noise[t])
         transitions.append(transition)
 
-    rollout = tree.map(lambda *xs: torch.stack(xs, axis), *transitions)
+    rollout = tree.stack(transitions, axis)
     _refuse_non_finite(run, state, rollout, key)
     reward, moments, episodes, tally = run.lift(_account)(
         parts.scale_reward, parts.normalise_obs, rollout, state.tally, weights.hyper

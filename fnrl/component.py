@@ -77,8 +77,13 @@ def option(*, default: Any = dataclasses.MISSING, help: str) -> Any:
 
 def help_of(field: "dataclasses.Field[Any]") -> str:
     """The line of help of a component's field; empty if it has none."""
-    found = field.metadata.get(_RANGE)
+    found = limits_of(field)
     return found.help if found else field.metadata.get("help", "")
+
+
+def limits_of(field: "dataclasses.Field[Any]") -> Range | None:
+    """The numbers a component's field accepts, if it was declared by `hyper` or `setting`."""
+    return field.metadata.get(_RANGE)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(hyper, setting, option, dataclasses.field))
@@ -99,9 +104,9 @@ def component(cls: type[T]) -> type[T]:
                 raise TypeError(f"{cls.__name__} has no parameter {name!r}{nearest(name, names)}")
         plain_init(self, *args, **kwargs)
         for field in dataclasses.fields(self):
-            limits = field.metadata.get(_RANGE)
-            if limits is not None:
-                _check(cls.__name__, field.name, getattr(self, field.name), limits, field.default)
+            limits, value = field.metadata.get(_RANGE), getattr(self, field.name)
+            if limits is not None and not (value is None and "None" in str(field.type)):
+                _check(cls.__name__, field.name, value, limits, field.default)
 
     __init__.__wrapped__ = plain_init  # type: ignore[attr-defined]
     made.__init__ = __init__

@@ -96,7 +96,7 @@ class Learner:
             if self._store and self._store.paths():
                 raise CheckpointError(
                     f"{self._store.directory} already holds a run (newest: {self._store.paths()[-1].name}): go on with "
-                    "Learner.resume(log_dir, scheme), or give this run a directory of its own"
+                    "it (fnrl resume, or Learner.resume), or give this run a directory of its own"
                 )
             with Held():
                 self.state = scheme.init(random.key(seed))
@@ -169,6 +169,11 @@ class Learner:
             infos.append(info)
         return infos[0] if updates == 1 else merge_infos(infos)
 
+    @property
+    def directory(self) -> Path | None:
+        """The run's directory, if it has one."""
+        return self._store.directory if self._store else None
+
     def done(self) -> bool:
         """Whether the target is reached, and the rollout that reached it has been learnt from in full."""
         return self.state.env_steps >= self.settings.target_steps and self._plan_ended()
@@ -190,7 +195,7 @@ class Learner:
         return found | self._history.metrics() | hyper
 
     def save_model(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Writes the policy alone, for `fnrl.load_policy`: to `path`, or `policy.safetensors` in the run's directory."""
+        """Writes the policy alone, for `fnrl.load_policy`: to `path`, or `policy.safetensors` in the directory."""
         if path is None:
             path = self._directory("save_model(path=...) needs a path") / FILE
         return policy_of(self.scheme.parts.actor, self.state.weights).save(path)
@@ -232,7 +237,7 @@ class Learner:
         return found
 
     def train(self, progress: bool = True) -> dict[str, float]:
-        """Steps to the target, then evaluates, saves, and leaves the policy and the learning curve; gives the metrics."""
+        """Steps to the target, then evaluates, saves, leaves the policy and the learning curve; gives the metrics."""
         env_steps, target = self.state.env_steps, self.settings.target_steps
         shown = logs.progress(env_steps, target) if progress and not self.done() else logs.Silent()
         with contextlib.closing(shown), terminating():

@@ -69,6 +69,7 @@ class Logs:
     def __init__(self, directory: Path, since: int | None = None) -> None:
         self.directory = directory
         self.sinks: dict[str, Any] = {}
+        self.failed: set[str] = set()
         path, purge = directory / METRICS, 0
         if since is None:
             self._try(METRICS, lambda: path.unlink(missing_ok=True))
@@ -114,8 +115,10 @@ class Logs:
             raise
         except Exception as error:  # TensorBoard's writer raises whatever its thread met
             self.sinks.pop(name, None)
-            text = f"{self.directory / name} can't be written ({type(error).__name__}: {error}); going on without it"
-            warnings.warn(text, LogWarning, stacklevel=3)
+            if name not in self.failed:
+                text = f"{self.directory / name} can't be written ({type(error).__name__}: {error}); going on without"
+                warnings.warn(text, LogWarning, stacklevel=3)
+            self.failed.add(name)
             return None
 
 

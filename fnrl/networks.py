@@ -159,8 +159,10 @@ class Module:
         return {n: p.detach().clone() for n, p in made.named_parameters()}
 
     def apply(self, tensors: Tensors, x: Tensor) -> Tensor:
-        """The module's output with these parameters."""
-        return torch.func.functional_call(_skeleton(self), tensors, (x,))
+        """The module's output with these parameters (a group may hold others besides)."""
+        skeleton = _skeleton(self)
+        own = {n: tensors[n] for n, _ in skeleton.named_parameters()}
+        return torch.func.functional_call(skeleton, own, (x,))
 
     def width(self, shape: tuple[int, ...]) -> int:
         """The size of the last axis of its output, found on the meta device.
@@ -209,7 +211,8 @@ class GRU:
         """The next memory, which is also the output."""
         xr, xz, xn = F.linear(x, tensors["x.weight"], tensors["x.bias"]).chunk(3, -1)
         hr, hz, hn = F.linear(memory, tensors["h.weight"], tensors["h.bias"]).chunk(3, -1)
-        r, z = torch.sigmoid(xr + hr), torch.sigmoid(xz + hz)
+        # not torch.sigmoid: its last elements are computed by other code, so that lanes would depend on their number
+        r, z = (0.5 + 0.5 * torch.tanh(0.5 * gate) for gate in (xr + hr, xz + hz))
         return torch.lerp(torch.tanh(xn + r * hn), memory, z)
 
 

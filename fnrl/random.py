@@ -31,19 +31,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# fmt: off
 __all__ = [
-    "bits",
-    "categorical",
-    "fold_in",
-    "gumbel",
-    "key",
-    "normal",
-    "permutation",
-    "randint",
-    "seed_of",
-    "split",
-    "uniform",
+    "bits", "categorical", "fold_in", "gumbel", "key", "normal",
+    "permutation", "randint", "seed_of", "split", "uniform",
 ]
+# fmt: on
 
 
 def key(seed: int) -> Tensor:
@@ -267,19 +260,14 @@ def _gumbel(a: _Arithmetic, b: Any) -> Any:
     return -_log(a, -_log(a, a.where(u > 0.0, u, 2.0**-126)))
 
 
-_TRANSFORMS: dict[str, Callable[[_Arithmetic, Any], Any]] = {
-    "bits": lambda a, b: b,
-    "unit": _unit,
-    "normal": _normal,
-    "gumbel": _gumbel,
-}
+_TRANSFORMS = {"bits": lambda a, b: b, "unit": _unit, "normal": _normal, "gumbel": _gumbel}
 
 # The torch implementation: compiled, or on a device.
 
 
 def _torch_mix(x: Tensor, r: int, y: Tensor) -> Tensor:
     z = ((x << r) | ((x >> (32 - r)) & ((1 << r) - 1))) ^ y
-    # An identity at which inductor names the value; it would copy the expression into each of its uses, 3.4**rounds times.
+    # An identity at which inductor names the value; else it copies the expression into every use, 3.4**rounds times.
     return z.as_strided(z.shape, z.stride())
 
 

@@ -83,8 +83,27 @@ def _unflatten(s: Structure, leaves: Any) -> Any:
 
 
 def leaves(tree: Any) -> list[Any]:
-    """The leaves in order."""
-    return flatten(tree)[0]
+    """The leaves in order, without the cost of the structure."""
+    out: list[Any] = []
+    _leaves(tree, out)
+    return out
+
+
+def _leaves(x: Any, out: list[Any]) -> None:
+    cls = type(x)
+    if cls is Tensor:
+        out.append(x)
+    elif is_record(x):
+        for name in cls.__fields__.data:
+            _leaves(getattr(x, name), out)
+    elif cls is tuple or cls is list:
+        for v in x:
+            _leaves(v, out)
+    elif cls is dict:
+        for v in x.values():
+            _leaves(v, out)
+    else:
+        _flatten(x, True, out, ())
 
 
 def paths(tree: Any) -> list[tuple[str, Any]]:
@@ -130,9 +149,14 @@ def describe(tree: Any) -> str:
     return "{" + ", ".join(f"{p}: {x.dtype}{list(x.shape)}" for p, x in paths(tree)) + "}"
 
 
-def stack(trees: Sequence[T]) -> T:
-    """Stacks trees of one structure along a new leading axis."""
-    return map(lambda *xs: torch.stack(xs), trees[0], *trees[1:])
+def stack(trees: Sequence[T], axis: int = 0) -> T:
+    """Stacks trees of one structure (host fields are the first one's) along a new axis.
+
+    Errors: ValueError when they have different numbers of leaves.
+    """
+    structure = flatten(trees[0])[1]
+    columns = zip(*(leaves(t) for t in trees), strict=True)
+    return unflatten(structure, [torch.stack(xs, axis) for xs in columns])
 
 
 def concatenate(trees: Sequence[T], axis: int) -> T:

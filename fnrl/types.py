@@ -69,11 +69,19 @@ class Params:
     vector: Tensor
     layout: Layout = static()
 
-    def tree(self) -> dict[str, Tensor]:
-        """The parameters by name, taken apart by one split."""
+    @cached_property
+    def groups(self) -> dict[str, dict[str, Tensor]]:
+        """The parameters by group and by the rest of their names, taken apart by one split (once a record)."""
         parts = self.vector.split_with_sizes(self.layout.sizes)
-        shapes = self.layout.shapes
-        return {n: p.view(s) for n, p, s in zip(self.layout.names, parts, shapes, strict=True)}
+        out: dict[str, dict[str, Tensor]] = {}
+        for name, part, shape in zip(self.layout.names, parts, self.layout.shapes, strict=True):
+            group, rest = name.split(".", 1)
+            out.setdefault(group, {})[rest] = part.view(shape)
+        return out
+
+    def tree(self) -> dict[str, Tensor]:
+        """The parameters by their full names, for reading; with lanes in front, one per lane."""
+        return {name: self[name] for name in self.layout.names}
 
     def __getitem__(self, name: str) -> Tensor:
         """One parameter, for reading; with lanes in front, one per lane."""
@@ -132,11 +140,16 @@ class Normaliser:
     moments: Moments
     clip: float = static()
 
-    def __call__(self, obs: Tensor) -> Tensor:
-        """`clip((obs - mean) / sqrt(var + 1e-8), -c, c)`, float32 `[..., O]`."""
+    @cached_property
+    def _affine(self) -> tuple[Tensor, Tensor]:
         m = self.moments
         scale = torch.where(m.count > 0, torch.rsqrt(m.m2 / m.count.clamp(min=1.0) + 1e-8), 1.0)
-        return ((obs - m.mean.float()) * scale.float()).clamp(-self.clip, self.clip)
+        return m.mean.float(), scale.float()
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """`clip((obs - mean) / sqrt(var + 1e-8), -c, c)`, float32 `[..., O]`."""
+        mean, scale = self._affine
+        return ((obs - mean) * scale).clamp(-self.clip, self.clip)
 
 
 @record

@@ -149,17 +149,18 @@ def test_a_run_goes_on_exactly_mid_plan_and_between_plans(tmp_path: Path) -> Non
 def test_what_can_not_be_saved_is_named(tmp_path: Path) -> None:
     token = Owner().token()
 
-    @record
-    class Local:
-        x: Any
+    def a_record(name: str, **fields: Any) -> Any:
+        return record(type(name, (), {"__module__": __name__, "__annotations__": fields}))
 
-    del RECORDS[name_of(Local)]
+    unknown, former, present = a_record("Unknown", x=Any), a_record("Known", x=Any), a_record("Known", y=Any)
+    del RECORDS[name_of(unknown)]
     loop: list[Any] = []
     loop.append(loop)
     with Checkpoints(tmp_path) as runs:
         for bad, words in (
             ({"a": Pair((), (), (), token)}, ["a.count", "Token", "gather"]),
-            (Single(Local(())), ["inside", "Local"]),
+            (Single(unknown(())), ["inside", "Unknown"]),
+            (Single(former(())), ["inside", "Known", "no longer"]),
             ({"a": [object()]}, ["a.0", "object"]),
             ({"a": torch.zeros(3).to_sparse()}, ["a", "sparse"]),
             ({"a": torch.zeros(3, device="meta")}, ["a", "meta"]),
@@ -173,6 +174,7 @@ def test_what_can_not_be_saved_is_named(tmp_path: Path) -> None:
                 runs.save(bad, step=0)
             assert all(w in str(caught.value) for w in words), str(caught.value)
         assert runs.paths() == []
+        assert isinstance(load(runs.save(present(()), step=0)).state, present)
         for step in (-1, True, 1.0):
             with pytest.raises(ValueError, match="step"):
                 runs.save((), step=step)  # type: ignore[arg-type]
@@ -249,7 +251,7 @@ def test_a_misfit_is_told_path_by_path_and_nothing_older_is_taken(written: Path)
 def test_other_versions_load_with_a_warning_and_newer_formats_do_not(run_dir: Path, monkeypatch: Any) -> None:
     here = checkpoint._versions()
     for name, value in (("torch", "9.9"), ("numpy", "9.9"), ("fnrl", "9.9"), ("threads", 99), ("cpu", "abacus")):
-        monkeypatch.setattr(checkpoint, "_versions", lambda: here | {name: value})
+        monkeypatch.setattr(checkpoint, "_versions", (here | {name: value}).copy)
         with pytest.warns(CheckpointWarning, match=f"bit-exact: {name} .* -> {value}$") as caught:
             assert facts(newest(run_dir).state) == facts(a_state(2))
         assert [w.filename for w in caught] == [__file__]

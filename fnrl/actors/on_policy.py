@@ -14,6 +14,8 @@ from fnrl.networks import GRU, MLP, Network, Tensors, linear
 from fnrl.spaces import Box, Discrete, EnvSpec
 from fnrl.types import Params
 
+Groups = dict[str, Tensors]
+
 
 @component
 class OnPolicyActorCritic:
@@ -83,9 +85,9 @@ class OnPolicyActorCritic:
         """`action, env_action, logp [N], memory`; the most likely action where noise is None. obs `[N, ...]`, noise
         `[N, ...]`.
         """
-        tensors = params.tree()
-        x, memory = self._shared(tensors, obs, memory)
-        pi = self._policy(tensors, x)
+        groups = params.groups
+        x, memory = self._shared(groups, obs, memory)
+        pi = self._policy(groups, x)
         action = pi.mode() if noise is None else pi.sample(noise)
         return action, self.env_action(action), pi.log_prob(action), memory
 
@@ -96,8 +98,9 @@ class OnPolicyActorCritic:
         space = self.spec.action
         if isinstance(space, Discrete):
             return action + space.start if space.start else action
-        if not space.bounded:
-            return action.unflatten(-1, space.shape) if len(space.shape) != 1 else action
+        if not space.bounded:  # a single bound, or some elements' bounds, are kept all the same
+            action = action.clamp(*(b.reshape(-1).to(action.device) for b in space.bounds()))
+            return action.reshape(*action.shape[:-1], *space.shape) if len(space.shape) != 1 else action
         if space.low == -1.0 and space.high == 1.0:
             action = action.clamp(-1.0, 1.0)
         else:
@@ -115,16 +118,16 @@ class OnPolicyActorCritic:
         obs `[T, B, ...]`, memory `[B, H]` at the first step, starts `[T, B]`: where an episode begins and memory is
         cleared.
         """
-        tensors = params.tree()
-        x, memories = self._unroll(tensors, obs, memory, starts)
-        pi = self._policy(tensors, x)
-        return pi.log_prob(action), pi.entropy(), self._value(tensors, x), memories
+        groups = params.groups
+        x, memories = self._unroll(groups, obs, memory, starts)
+        pi = self._policy(groups, x)
+        return pi.log_prob(action), pi.entropy(), self._value(groups, x), memories
 
     def values(self, params: Params, obs: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """`V [T, B]` alone, and the memory after each step."""
-        tensors = params.tree()
-        x, memories = self._unroll(tensors, obs, memory, starts)
-        return self._value(tensors, x), memories
+        groups = params.groups
+        x, memories = self._unroll(groups, obs, memory, starts)
+        return self._value(groups, x), memories
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -143,28 +146,28 @@ class OnPolicyActorCritic:
     def _shared_shape(self) -> tuple[int, ...]:
         return (self.recurrent.size,) if self.recurrent is not None else self._torso_shape()
 
-    def _features(self, tensors: Tensors, obs: Tensor) -> Tensor:
+    def _features(self, groups: Groups, obs: Tensor) -> Tensor:
         space = self.spec.obs
         x = F.one_hot(obs, space.n).float() if isinstance(space, Discrete) else obs
         if x.dtype == torch.uint8:
             x = x.float() / 255.0
         if self.torso is not None:
-            x = self.torso.apply(_group(tensors, "torso"), _fit(self.torso, x, self._obs_shape()))
+            x = self.torso.apply(groups["torso"], _fit(self.torso, x, self._obs_shape()))
         return x if self.recurrent is None else _fit(self.recurrent, x, self._torso_shape())
 
-    def _shared(self, tensors: Tensors, obs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        x = self._features(tensors, obs)
+    def _shared(self, groups: Groups, obs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        x = self._features(groups, obs)
         if self.recurrent is None:
             return x, memory
-        memory = self.recurrent.apply(_group(tensors, "recurrent"), x, memory)
+        memory = self.recurrent.apply(groups["recurrent"], x, memory)
         return memory, memory
 
-    def _unroll(self, tensors: Tensors, obs: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    def _unroll(self, groups: Groups, obs: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         check.shape(starts, *obs.shape[:2])
-        x = self._features(tensors, obs)
+        x = self._features(groups, obs)
         if self.recurrent is None:
             return x, memory.expand(obs.shape[0], *memory.shape)
-        cell = _group(tensors, "recurrent")
+        cell = groups["recurrent"]
         memories = []
         for features, start in zip(x.unbind(0), starts.unbind(0), strict=True):
             memory = self.recurrent.apply(cell, features, torch.where(start[..., None], 0.0, memory))
@@ -172,16 +175,16 @@ class OnPolicyActorCritic:
         out = torch.stack(memories)
         return out, out
 
-    def _policy(self, tensors: Tensors, x: Tensor) -> Categorical | Normal:
-        x = self.policy.apply(_group(tensors, "policy"), _fit(self.policy, x, self._shared_shape()))
-        x = F.linear(x, tensors["policy.head.weight"], tensors["policy.head.bias"])
+    def _policy(self, groups: Groups, x: Tensor) -> Categorical | Normal:
+        x = self.policy.apply(groups["policy"], _fit(self.policy, x, self._shared_shape()))
+        x = F.linear(x, groups["policy"]["head.weight"], groups["policy"]["head.bias"])
         if isinstance(self.spec.action, Discrete):
             return Categorical(x)
-        return Normal(x, tensors["policy.log_std"].expand_as(x))
+        return Normal(x, groups["policy"]["log_std"].expand_as(x))
 
-    def _value(self, tensors: Tensors, x: Tensor) -> Tensor:
-        x = self.value.apply(_group(tensors, "value"), _fit(self.value, x, self._shared_shape()))
-        return F.linear(x, tensors["value.head.weight"], tensors["value.head.bias"]).squeeze(-1)
+    def _value(self, groups: Groups, x: Tensor) -> Tensor:
+        x = self.value.apply(groups["value"], _fit(self.value, x, self._shared_shape()))
+        return F.linear(x, groups["value"]["head.weight"], groups["value"]["head.bias"]).squeeze(-1)
 
 
 def _taken(net: Network | GRU, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -191,8 +194,3 @@ def _taken(net: Network | GRU, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _fit(net: Network | GRU, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x if len(shape) == len(_taken(net, shape)) else x.reshape(*x.shape[: x.dim() - len(shape)], -1)
-
-
-def _group(tensors: Tensors, name: str) -> Tensors:
-    prefix = name + "."
-    return {n[len(prefix) :]: v for n, v in tensors.items() if n.startswith(prefix)}

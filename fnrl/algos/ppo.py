@@ -65,12 +65,13 @@ class PPO(Algorithm):
             value_loss = losses.value_loss(value, batch.target).mean()
         entropy = entropy.mean()
         total = policy_loss + h["value_coef"] * value_loss - h["entropy_coef"] * entropy
+        now = logp.detach()
         info = {
             "policy_loss": policy_loss,
             "value_loss": value_loss,
             "entropy": entropy,
-            "approx_kl": losses.approx_kl(logp, batch.logp).mean(),
-            "clip_fraction": losses.clip_fraction(logp, batch.logp, h["clip"]).mean(),
+            "approx_kl": losses.approx_kl(now, batch.logp).mean(),
+            "clip_fraction": losses.clip_fraction(now, batch.logp, h["clip"]).mean(),
         }
         return total, Aux(info, ())
 

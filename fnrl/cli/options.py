@@ -46,6 +46,16 @@ class Option:
     read: Callable[[str], Any] | None
     many: bool = False
     choices: tuple[str, ...] = ()
+    metavar: str = "X"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ask:
+    """What options depend on: defaults by name, the classes that are chosen, the steps of the run."""
+
+    defaults: Values
+    chosen: Values
+    steps: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +88,11 @@ def env_class(env: str) -> type:
     return CartPole if env == CartPole.__name__ else GymVector
 
 
-def options(env: str, values: Values, steps: int) -> Iterator[Option]:
-    """The options for an environment and the classes that `values` chooses; a schedule `a:b` runs over `steps`."""
-    yield from _fields("env", env_class(env), None, values, steps)
-    yield from _fields("", Parts, None, values, steps)
+def options(env: str, defaults: Values, chosen: Values, steps: int) -> Iterator[Option]:
+    """The options for an environment and the classes that are `chosen`; a schedule `a:b` runs over `steps`."""
+    ask = _Ask(defaults, {**defaults, **chosen}, steps)
+    yield from _fields("env", env_class(env), None, ask)
+    yield from _fields("", Parts, None, ask)
 
 
 def build(env: str, values: Values) -> Parts:
@@ -90,7 +101,8 @@ def build(env: str, values: Values) -> Parts:
         vector: Any = _make("env", CartPole, None, values, {})
     else:
         given = {f.name: values[_name("env", f.name)] for f in _own(GymVector) if _name("env", f.name) in values}
-        vector = gym(env, **{**given, **dict(given.pop("kwargs", ()))})
+        kwargs = dict(given.pop("kwargs", ()))
+        vector = gym(env, **given, **kwargs)
     actor = _make("actor", OnPolicyActorCritic, None, values, {"spec": vector.spec})
     return _make("", Parts, None, values, {"env": vector, "actor": actor})
 
@@ -124,21 +136,21 @@ def _members(cls: type, field: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if union else (hint,)
 
 
-def _fields(prefix: str, cls: type, base: Any, values: Values, steps: int) -> Iterator[Option]:
+def _fields(prefix: str, cls: type, base: Any, ask: _Ask) -> Iterator[Option]:
     for field in _own(cls):
         name, slot, default = _name(prefix, field.name), _slot(cls, field), _default(field, base)
         if slot is None:
-            option = _option(name, cls, field, values.get(name, default), steps)
+            option = _option(name, cls, field, ask.defaults.get(name, default), ask.steps)
             if option is not None:
                 yield option
             continue
-        chosen = slot.chosen(name, default, values)
+        chosen = slot.chosen(name, default, ask.chosen)
         if slot.empty and len(slot.classes) == 1:
             yield Option(name, chosen is not None, help_of(field), None)
         elif len(slot.classes) > 1:
             yield Option(name, chosen.__name__ if chosen else "none", help_of(field), str, choices=slot.names())
         if chosen is not None:
-            yield from _fields(name, chosen, default if type(default) is chosen else None, values, steps)
+            yield from _fields(name, chosen, default if type(default) is chosen else None, ask)
 
 
 def _make(prefix: str, cls: type, base: Any, values: Values, given: Values) -> Any:
@@ -148,7 +160,9 @@ def _make(prefix: str, cls: type, base: Any, values: Values, given: Values) -> A
         if field.name in made:
             continue
         if slot is None:
-            made[field.name] = values.get(name, default)
+            said = values.get(name, default)
+            said = ACTIVATIONS[said] if callable(field.default) and isinstance(said, str) else said
+            made[field.name] = tuple(said) if isinstance(said, list) else said
             continue
         chosen = slot.chosen(name, default, values)
         below = default if type(default) is chosen else None
@@ -162,10 +176,9 @@ def _option(name: str, cls: type, field: Any, default: Any, steps: int) -> Optio
     if bool in members:
         return Option(name, default, help, None)
     read: Callable[[str], Any] | None = None
-    many, choices = False, ()
+    many, choices, metavar = False, (), "X"
     if limits is not None and limits.swept:
-        help += "; a:b is a line over the run"
-        read = _scheduled(steps)
+        read, metavar = _scheduled(steps), "X[:END]"
     elif int in members:
         read = int
     elif float in members:
@@ -175,13 +188,13 @@ def _option(name: str, cls: type, field: Any, default: Any, steps: int) -> Optio
     elif name == "env.kwargs":
         read, many = _pair, True
     elif callable(field.default):
-        read, choices = _activation, tuple(ACTIVATIONS)
+        read, choices = str, tuple(ACTIVATIONS)
         default = next((n for n, f in ACTIVATIONS.items() if f is default), default)
     if read is None:
         return None
     if type(None) in members:
         read, help = _or_none(read), f"{help}, or none"
-    return Option(name, default, help, read, many, choices)
+    return Option(name, default, help, read, many, choices, metavar)
 
 
 def _scheduled(steps: int) -> Callable[[str], float | Schedule]:
@@ -200,10 +213,6 @@ def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
         return None if text == "none" else read(text)
 
     return number
-
-
-def _activation(text: str) -> Any:
-    return ACTIVATIONS[text]
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -98,8 +98,8 @@ class RolloutStorage:
 
     def take(self, data: OnPolicyBatch, rows: Tensor) -> OnPolicyBatch:
         """The minibatch of some rows `[B]`."""
-        fields = {n: getattr(data, n)[:, rows] for n in fields_of(OnPolicyBatch).data if n != "memory"}
-        return OnPolicyBatch(**fields, memory=data.memory[rows])
+        fields = {n: getattr(data, n).index_select(1, rows) for n in fields_of(OnPolicyBatch).data if n != "memory"}
+        return OnPolicyBatch(**fields, memory=data.memory.index_select(0, rows))
 
     def prepare(self, state: RolloutState, actor: OnPolicyActorCritic, weights: Weights) -> OnPolicyBatch:
         """The rollout as samples under `weights`: `[T, N]` with recurrence, `[1, T*N]` without."""

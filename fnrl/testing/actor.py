@@ -136,7 +136,7 @@ def _check_inside(actor: Any, space: Space, action: Tensor) -> None:
     if isinstance(space, Discrete):
         low, high = torch.tensor(space.start), torch.tensor(space.start + space.n - 1)
     else:
-        low, high = space.bounds()
+        low, high = (b + sign * 1e-6 * b.abs() for b, sign in zip(space.bounds(), (-1, 1), strict=True))
     if bool(((action < low) | (action > high)).any()):
         laws.broken(actor, INSIDE, f"act gives {action.tolist()} for {space}")
 

@@ -1,0 +1,39 @@
+"""stable-baselines3's side of the throughput benchmark: `ENV ENVS STEPS BATCH EPOCHS ROLLOUTS` -> one line of JSON."""
+
+import json
+import sys
+import time
+
+import gymnasium
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from timed import INSIDE, Timed, peak_memory
+
+name, (envs, steps, batch, epochs, rollouts) = sys.argv[1], map(int, sys.argv[2:])
+torch.set_num_threads(1)
+if "Bullet" in name:
+    import pybullet_envs_gymnasium  # noqa: F401
+vector = DummyVecEnv([lambda: Timed(gymnasium.make(name))] * envs)
+if name != "CartPole-v1":
+    vector = VecNormalize(vector)
+model = PPO("MlpPolicy", vector, n_steps=steps, batch_size=batch, n_epochs=epochs, seed=0, device="cpu")
+marks: list[tuple[float, float]] = []
+
+
+class Mark(BaseCallback):
+    """Notes the time at the start of every rollout."""
+
+    def _on_rollout_start(self) -> None:
+        marks.append((time.perf_counter(), INSIDE[0]))
+
+    def _on_step(self) -> bool:
+        return True
+
+
+model.learn(envs * steps * (rollouts + 1), callback=Mark())
+marks.append((time.perf_counter(), INSIDE[0]))
+(begin, inside), (end, inside_end) = marks[1], marks[-1]  # the first rollout is the warm-up
+took = {"steps": envs * steps * rollouts, "seconds": end - begin, "simulator": inside_end - inside}
+print(json.dumps({**took, "memory": peak_memory()}))

@@ -1,0 +1,302 @@
+"""`fnrl train | resume | evaluate`.
+
+Exit status: 0, 1 for an error of fnrl's own (its message, without a traceback), 2 for a wrong command line, 130 for
+Ctrl-C, 143 for SIGTERM.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fnrl
+from fnrl import checkpoint
+from fnrl.cli.options import Option, build, options
+from fnrl.component import nearest
+from fnrl.config import rebuild
+from fnrl.presets import preset
+
+_ERRORS = (
+    fnrl.CompositionError,
+    fnrl.NonFiniteError,
+    fnrl.EnvironmentFault,
+    fnrl.StaleStateError,
+    fnrl.CheckpointError,
+)
+_HINT = "go on with it from Python, where its scheme is: Learner.resume(directory, scheme)"
+_TRAIN_EPILOG = """\
+Options of the parts have dotted names. Another part (--algo A2C, --actor.policy CNN, --actor.recurrent, --env CartPole)
+has other options: fnrl train --algo A2C --help. What is
+shown as X[:END] may be a line over the run, such as 3e-4:0. Environments with a preset take its values as defaults;
+--preset none takes the parts' own."""
+
+Words = list[str]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; gives its exit status."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    commands: dict[str, Callable[[Words], int]] = {"train": _train, "resume": _resume, "evaluate": _evaluate}
+    top = argparse.ArgumentParser(
+        "fnrl", description=fnrl.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument("--version", action="version", version=f"fnrl {fnrl.__version__}")
+    top.add_argument("command", choices=commands, help="what to do; fnrl COMMAND --help tells its options")
+    command = top.parse_args(words[:1]).command
+    try:
+        with _plain_warnings(), _without_chatter():
+            return commands[command](words[1:])
+    except _ERRORS as error:
+        print(f"fnrl: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("fnrl: interrupted", file=sys.stderr)
+        return 130
+
+
+# -- commands -------------------------------------------------------------------------------------------------------
+
+
+def _train(words: Words) -> int:
+    said, values = _read_train(words)
+    torch.set_num_threads(said.threads)
+    try:
+        parts = build(said.env, values)
+        many = said.workers > 1 or said.ray
+        node = fnrl.gradients(fnrl.synchronous(fnrl.collect, said.workers) if many else fnrl.collect)
+        executor = fnrl.Ray() if said.ray else fnrl.Inline()
+        scheme = fnrl.Scheme(parts, fnrl.centralised(node), executor, said.compile)
+        every = max(said.steps // 10, 20_000) if said.eval_every is None else said.eval_every
+        evaluation = fnrl.Evaluate(every=every, episodes=said.eval_episodes) if every else None
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        directory = said.dir or Path("runs") / f"{said.env}-{type(parts.algo).__name__}-{said.seed}-{stamp}"
+        settings = said.steps, directory, said.seed, evaluation, said.save_every, said.keep
+        learner = fnrl.Learner(scheme, *settings)
+    except (ValueError, TypeError) as error:  # a value that a part refuses
+        raise fnrl.CompositionError(str(error)) from error
+    return _run(learner, said.quiet)
+
+
+def _resume(words: Words) -> int:
+    parser = _parser("resume", "Goes on with a run from its newest good checkpoint, exactly.")
+    parser.add_argument("dir", help="a run directory")
+    parser.add_argument("--steps", type=_count, help="go on to so many environment steps instead")
+    _common(parser)
+    said = _read(parser, words)
+    torch.set_num_threads(said.threads)
+    return _run(fnrl.Learner.resume(said.dir, _scheme(said.dir), said.steps), said.quiet)
+
+
+def _run(learner: fnrl.Learner, quiet: bool) -> int:
+    where = learner.directory
+    with learner:
+        if not quiet:
+            print(f"{learner.scheme.parts.env.spec.name} in {where}: Ctrl-C saves and stops", flush=True)
+        metrics = learner.train(progress=not quiet)
+    if not quiet:
+        if "performance/test" in metrics:
+            print(f"evaluation: return {metrics['performance/test']:,.1f}")
+        print(f"to look:  {where}/curve.png, or tensorboard --logdir {where}")
+        print(f"to go on: fnrl evaluate {where}, or fnrl resume {where} --steps N", flush=True)
+    return 0
+
+
+def _evaluate(words: Words) -> int:
+    parser = _parser("evaluate", "Plays whole episodes with the most likely actions of a run's newest good checkpoint.")
+    parser.add_argument("dir", help="a run directory")
+    parser.add_argument("--episodes", type=_count, default=100, help="whole episodes [100]")
+    parser.add_argument("--seed", type=int, default=0, help="of the episodes [0]")
+    parser.add_argument("--threads", type=_count, default=1, help="of torch [1]")
+    said = _read(parser, words)
+    torch.set_num_threads(said.threads)
+    parts, found = _scheme(said.dir).parts, checkpoint.newest(said.dir)
+    env = dataclasses.replace(parts.env, num_envs=min(said.episodes, 10))  # type: ignore[type-var]
+    done = fnrl.evaluate(parts, found.state.scheme.weights, fnrl.key(said.seed), said.episodes, env)
+    print(
+        f"{parts.env.spec.name} after {found.step:,} steps, {len(done.returns)} episodes of "
+        f"{float(done.lengths.double().mean()):,.1f} steps: return {done.mean:,.2f} ± {done.std:,.2f}, "
+        f"from {float(done.returns.min()):,.2f} to {float(done.returns.max()):,.2f}"
+    )
+    return 0
+
+
+def _scheme(directory: str) -> fnrl.Scheme:
+    if not Path(directory).is_dir():
+        raise fnrl.CheckpointError(f"{directory} is not a run directory")
+    found = rebuild(checkpoint.newest(directory).config, _HINT)
+    if not isinstance(found, fnrl.Scheme):
+        raise fnrl.CheckpointError(f"{directory} was not saved by a learner: {_HINT}")
+    return found
+
+
+# -- the command line -----------------------------------------------------------------------------------------------
+
+
+def _parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(f"fnrl {command}", description=description, epilog=epilog, allow_abbrev=False)
+    made.formatter_class = argparse.RawDescriptionHelpFormatter
+    made.usage = f"fnrl {command} {'--env ENV' if command == 'train' else 'DIR'} [options]; --help tells them"
+    return made
+
+
+def _common(parser: Any) -> None:
+    parser.add_argument("--threads", type=_count, default=1, help="of torch, in this process [1]")
+    parser.add_argument("--quiet", action="store_true", help="show nothing")
+
+
+def _read_train(words: Words) -> tuple[argparse.Namespace, dict[str, Any]]:
+    parser = _parser("train", "Trains an agent, and leaves a run directory.", _TRAIN_EPILOG)
+    run = parser.add_argument_group("the run")
+    run.add_argument("--env", required=True, help="CartPole (on tensors), or a gymnasium id such as CartPole-v1")
+    run.add_argument("--steps", type=_count, default=1_000_000, help="environment steps to learn from [1000000]")
+    run.add_argument("--seed", type=int, default=0, help="of everything [0]")
+    run.add_argument("--dir", type=Path, help="run directory [runs/ENV-ALGO-SEED-TIME]")
+    run.add_argument("--preset", choices=("auto", "none"), default="auto", help="defaults for the environment [auto]")
+    run.add_argument("--workers", type=_count, default=1, help="collectors, each with its own environments [1]")
+    run.add_argument("--ray", action="store_true", help="collect in Ray cells, one process a worker")
+    run.add_argument("--compile", action="store_true", help="compile a few small graphs on first use")
+    run.add_argument("--eval-every", type=int, help="steps between evaluations, 0 for none [a tenth of --steps]")
+    run.add_argument("--eval-episodes", type=_count, default=10, help="episodes of one evaluation [10]")
+    run.add_argument("--save-every", type=_count, default=100_000, help="steps between checkpoints [100000]")
+    run.add_argument("--keep", type=_count, default=3, help="checkpoints that stay [3]")
+    _common(run)
+    glimpse = _glimpse(words)
+    env, algo = str(glimpse.get("env", "CartPole-v1")), glimpse.get("algo")
+    known = {} if glimpse.get("preset") == "none" else dict(preset(env))
+    if algo not in (None, known.get("algo")):  # tuned for another algorithm
+        known = {name: x for name, x in known.items() if not name.startswith("algo")}
+    try:
+        found = list(options(env, known, glimpse, _count(str(glimpse.get("steps", 1e6)))))
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        parser.error(str(error))
+    groups: dict[str, Any] = {}
+    for option in found:
+        head = option.name.split(".")[0] if option.name != "num_envs" else "env"
+        if head not in groups:
+            groups[head] = parser.add_argument_group(head)
+        _add(groups[head], option)
+    said = _read(parser, words)
+    return said, {option.name: getattr(said, option.name) for option in found}
+
+
+def _add(group: Any, option: Option) -> None:
+    default = " ".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default
+    text = f"{option.help} [{default}]".replace("%", "%%")
+    flag = f"--{option.name if '.' in option.name else option.name.replace('_', '-')}"
+    about: dict[str, Any] = {"dest": option.name, "default": option.default, "help": text}
+    if option.read is None:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, **about)
+    elif option.choices:
+        group.add_argument(flag, choices=option.choices, **about)
+    else:
+        group.add_argument(flag, type=option.read, nargs="*" if option.many else None, metavar=option.metavar, **about)
+
+
+def _glimpse(words: Words) -> dict[str, Any]:
+    """The word after each option, or whether it is on: enough to know which parts are chosen, and so which options."""
+    found: dict[str, Any] = {}
+    for word, after in zip(words, [*words[1:], "--"], strict=False):
+        name, equals, value = word.removeprefix("--").replace("-", "_").partition("=")
+        if word.startswith("--"):
+            found[name.removeprefix("no_")] = value if equals else not name.startswith("no_") and _not_option(after)
+    return found
+
+
+def _not_option(word: str) -> Any:
+    return True if word.startswith("--") else word
+
+
+def _read(parser: argparse.ArgumentParser, words: Words) -> argparse.Namespace:
+    flags = [s for action in parser._actions for s in action.option_strings]
+    said, extra = parser.parse_known_args(_joined([_spelt(w, {s.replace("_", "-"): s for s in flags}) for w in words]))
+    unknown = [x.split("=")[0] for x in extra if x.startswith("--")]
+    if unknown:
+        parser.error(f"no option {unknown[0]}{nearest(unknown[0], [s for s in flags if s.startswith('--')])}")
+    if extra:
+        parser.error(f"not understood: {' '.join(extra)}")
+    return said
+
+
+def _spelt(word: str, flags: dict[str, str]) -> str:
+    """An option's name as it was declared, whether written with - or _."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    plain = "--" + name[2:].replace("_", "-")
+    return flags.get(plain, name) + equals + value
+
+
+def _joined(words: Words) -> Words:
+    """`--x -1e-3` as `--x=-1e-3`: argparse takes the second word for an option."""
+    joined: Words = []
+    for word in words:
+        if (
+            joined
+            and joined[-1].startswith("--")
+            and "=" not in joined[-1]
+            and word.startswith("-")
+            and _is_number(word)
+        ):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.split(":")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def _count(text: str) -> int:
+    """A positive whole number, also as 1e6 or 1_000_000."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if number < 1 or not number.is_integer():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(number)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """A warning in one line, without the place in the code."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        print(f"fnrl: {category.__name__}: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Drops what libraries print past Python (Bullet: a line for each client), which would tear the live display."""
+    if sys.stdout is not sys.__stdout__:
+        yield
+        return
+    sys.stdout.flush()
+    ours, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    before, sys.stdout = sys.stdout, os.fdopen(ours, "w", encoding=sys.stdout.encoding)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(ours, 1)
+        sys.stdout.close()
+        sys.stdout = before

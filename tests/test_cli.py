@@ -1,0 +1,237 @@
+"""The command line: options reach the parts, presets, errors and exit codes, train, interrupt, resume, evaluate."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import fnrl
+from fnrl import checkpoint, logs, tree
+from fnrl.cli import main
+from fnrl.cli.commands import _read_train
+from fnrl.cli.options import build
+from fnrl.presets import PRESETS
+from fnrl.spaces import Box, Discrete, EnvSpec
+
+SMALL = "--num-envs 2 --storage.steps 16 --algo.epochs 1 --algo.minibatches 2 --actor.policy.hidden 8"
+
+
+@pytest.fixture(autouse=True)
+def _light(monkeypatch):
+    """Neither TensorBoard nor a picture: the learner's own test has them."""
+
+    def missing(*_):
+        raise ImportError
+
+    monkeypatch.setattr(logs, "TensorBoard", missing)
+    monkeypatch.setattr(fnrl.plots, "curve", lambda directory: None)
+
+
+def made(line):
+    said, values = _read_train(line.split())
+    return build(said.env, values)
+
+
+def run(line):
+    return main(line.split())
+
+
+# -- options --------------------------------------------------------------------------------------------------------
+
+
+def test_options_reach_every_part():
+    parts = made(
+        "--env CartPole --preset none --num-envs 3 --env.time_limit 77 --algo.lr 1e-3:1e-4 --steps 5e3"
+        " --algo.clip 0.3:0.1:200 --algo.target_kl 0.02 --algo.clip_value --no-algo.normalise_advantage"
+        " --algo.optimiser SGD --algo.optimiser.momentum .5"
+        " --storage.steps 12 --storage.gae-lambda 0.8 --actor.policy.hidden 5 6 --actor.policy.activation relu"
+        " --actor.value.hidden --actor.torso MLP --actor.torso.hidden 9 --actor.recurrent --actor.recurrent.size 7"
+        " --actor.log-std -1e-1 --normalise-obs --normalise_obs.clip 4 --no-scale-reward"
+    )
+    env = fnrl.envs.CartPole(num_envs=3, time_limit=77)
+    actor = fnrl.OnPolicyActorCritic(
+        env.spec,
+        policy=fnrl.MLP((5, 6), torch.relu),
+        value=fnrl.MLP(()),
+        torso=fnrl.MLP((9,)),
+        recurrent=fnrl.GRU(7),
+        log_std=-0.1,
+    )
+    algo = fnrl.PPO(
+        lr=fnrl.Linear(1e-3, 1e-4, steps=5000),
+        clip=fnrl.Linear(0.3, 0.1, steps=200),
+        target_kl=0.02,
+        clip_value=True,
+        normalise_advantage=False,
+        optimiser=fnrl.SGD(momentum=0.5),
+    )
+    storage = fnrl.GAE(steps=12, gae_lambda=0.8)
+    assert parts == fnrl.Parts(env, actor, algo, storage, normalise_obs=fnrl.NormaliseObs(clip=4.0))
+
+
+def test_another_algorithm_has_its_own_defaults_and_options():
+    parts = made("--env CartPole --algo A2C --storage Returns --storage.steps 8 --algo.max_grad_norm none")
+    assert parts.algo == fnrl.A2C(max_grad_norm=None)  # PPO's preset does not leak into it
+    assert parts.storage == fnrl.Returns(steps=8)
+    assert made("--env CartPole --preset none --algo=A2C --algo.optimiser=Adam").algo == fnrl.A2C(optimiser=fnrl.Adam())
+
+
+def test_every_field_of_the_parts_is_an_option():
+    said, values = _read_train(["--env", "CartPole", "--preset", "none", "--actor.recurrent", "--scale-reward"])
+    fields = {
+        "algo": fnrl.PPO,
+        "storage": fnrl.GAE,
+        "algo.optimiser": fnrl.Adam,
+        "actor.recurrent": fnrl.GRU,
+        "actor.policy": fnrl.MLP,
+        "scale_reward": fnrl.ScaleReward,
+    }
+    names = {f"{prefix}.{n}" for prefix, cls in fields.items() for n in (f.name for f in dataclasses.fields(cls))}
+    assert names <= set(values)
+    assert all(values[n] is not None for n in names if n != "algo.target_kl")
+    env = fnrl.envs.CartPole()
+    assert build(said.env, values) == fnrl.Parts(
+        env,
+        fnrl.OnPolicyActorCritic(env.spec, recurrent=fnrl.GRU()),
+        fnrl.PPO(),
+        fnrl.GAE(),
+        scale_reward=fnrl.ScaleReward(),
+    )
+
+
+def test_presets_are_defaults_that_options_override(monkeypatch):
+    spec = EnvSpec("HalfCheetahBulletEnv-v0", Box((26,)), Box((6,), -1.0, 1.0))
+    monkeypatch.setattr("fnrl.envs.hosted.probe", lambda *_, **__: spec)
+    parts = made("--env HalfCheetahBulletEnv-v0 --algo.epochs 3 --no-scale-reward")
+    assert (parts.env.num_envs, parts.storage.steps, parts.actor.log_std) == (8, 256, -1.0)
+    assert (parts.algo.epochs, parts.algo.minibatches, parts.algo.lr) == (3, 16, 3e-4)
+    assert parts.normalise_obs == fnrl.NormaliseObs()
+    assert parts.scale_reward is None
+    bare = made("--env HalfCheetahBulletEnv-v0 --preset none --env.kwargs render=false size=3 name=x")
+    assert (bare.env.num_envs, bare.algo, bare.normalise_obs) == (1, fnrl.PPO(), None)
+    assert dict(bare.env.kwargs) == {"render": False, "size": 3, "name": "x"}
+    assert made("--env CartPole --steps 1000").algo.lr == fnrl.Linear(1e-3, 0.0, steps=1000)
+
+
+@pytest.mark.parametrize("env", PRESETS)
+def test_presets_name_options_there_are_and_compose(env, monkeypatch):
+    spaces = (Box((4,)), Discrete(2)) if env.startswith("CartPole") else (Box((26,)), Box((6,), -1.0, 1.0))
+    monkeypatch.setattr("fnrl.envs.hosted.probe", lambda *_, **__: EnvSpec(env, *spaces))
+    _, values = _read_train(["--env", env])
+    assert set(PRESETS[env]) <= set(values)
+    parts = made(f"--env {env}")
+    fnrl.Scheme(parts, fnrl.centralised(fnrl.gradients(fnrl.collect)))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("--env CartPole --algo.lrr 3", "no option --algo.lrr; did you mean '--algo.lr'?"),
+        ("--env CartPole --num-env 3", "did you mean '--num-envs'?"),
+        ("--env CartPole --algo A2C --algo.epochs 3", "no option --algo.epochs"),
+        ("--env CartPole --algo PP0", "algo = 'PP0': expected one of PPO, A2C"),
+        ("--env CartPole --actor.policy.activation tan", "invalid choice: 'tan'"),
+        ("--env CartPole --steps 0", "expected a whole number of at least 1"),
+        ("--steps 100", "--env"),
+        ("--env CartPole 7", "not understood: 7"),
+    ],
+)
+def test_a_wrong_command_line_is_told_with_what_would_fit(line, told, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(f"train {line}")
+    assert stopped.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("train --env CartPole --algo.gamma 1.5", "PPO.gamma = 1.5 is out of range: expected a value in [0, 1]"),
+        ("train --env CartPole --algo.minibatches 7", "does not divide"),
+        ("train --env CartPol-v1", "did you mean CartPole-v1"),
+        ("train --env CartPole --seed -1", "seed=-1"),
+        ("resume nowhere", "nowhere is not a run directory"),
+        ("evaluate nowhere", "nowhere is not a run directory"),
+        ("evaluate .", "no good checkpoint"),
+    ],
+)
+def test_an_error_of_fnrls_own_is_a_message_and_status_one(line, told, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(line) == 1
+    err = capsys.readouterr().err
+    assert told in err
+    assert "Traceback" not in err
+
+
+def test_help_tells_the_options_of_the_chosen_parts(capsys):
+    for line, there, absent in (
+        ("train --help", "--algo.epochs", "--env.time_limit"),
+        ("train --env CartPole --algo A2C --actor.recurrent --help", "--actor.recurrent.size", "--algo.epochs"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run(line)
+        out = capsys.readouterr().out
+        assert stopped.value.code == 0
+        assert there in out
+        assert absent not in out
+        assert "learning rate, in [0, inf)" in out
+
+
+# -- runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_train_resume_evaluate(tmp_path, capsys):
+    line = f"--env CartPole {SMALL} --env.time_limit 20 --eval-episodes 2"
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run(f"train {line} --steps 128 --dir {one} --workers 2") == 0
+    assert f"fnrl resume {one}" in capsys.readouterr().out
+    assert run(f"resume {one} --steps 256 --quiet") == 0
+    assert capsys.readouterr().out == ""
+    assert run(f"train {line} --steps 256 --dir {two} --workers 2 --algo.lr 1e-3:0:128 --quiet") == 0
+    a, b = (checkpoint.newest(d).state for d in (one, two))
+    assert a.scheme.env_steps == b.scheme.env_steps == 256
+    assert tree.different_bits(a.scheme, b.scheme) == []
+    before = sorted(p.name for p in one.iterdir())
+    assert run(f"evaluate {one} --episodes 3") == 0
+    out = capsys.readouterr().out
+    assert "CartPole-v1 after 256 steps, 3 episodes" in out
+    assert sorted(p.name for p in one.iterdir()) == before
+    assert run(f"train {line} --dir {one}") == 1
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_with_130_and_resumes_exactly(tmp_path):
+    """A process of its own, on hosted simulators in processes: the terminal signals all of them."""
+    line = (
+        f"--env CartPole-v1 {SMALL} --env.processes --eval-every 0 --algo.lr 1e-3 --steps 100000 --dir {tmp_path / 'a'}"
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "fnrl", "train", *line.split()]
+    process = subprocess.Popen(command, env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        metrics = tmp_path / "a" / "metrics.jsonl"
+        for _ in range(600):
+            time.sleep(0.1)
+            if metrics.exists() and metrics.read_text().count("\n") > 2:
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err.decode()
+    assert b"Traceback" not in err
+    last = json.loads(metrics.read_text().splitlines()[-1])
+    saved = checkpoint.newest(tmp_path / "a").state
+    assert (last["event"], last["updates"]) == ("interrupted", saved.scheme.version)
+    target = saved.scheme.env_steps + 64
+    assert run(f"resume {tmp_path / 'a'} --steps {target} --quiet") == 0
+    straight = line.replace("100000", str(target)).replace(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert run(f"train {straight} --quiet".replace("--env.processes", "--no-env.processes")) == 0
+    a, b = (checkpoint.newest(tmp_path / d).state.scheme for d in "ab")
+    assert tree.different_bits(a, b) == []

@@ -1,0 +1,278 @@
+"""On-policy storage against plain loops written from the papers; NAPPO's defects of the rollout as regression tests."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fnrl
+from fnrl import random
+from fnrl.spaces import Box, Discrete, EnvSpec
+from fnrl.storages.rollout import GAE, Returns, RolloutState
+from fnrl.types import Moments, Normaliser, Params, Plan, Rollout, Transition, Weights
+
+SPEC = EnvSpec("test", Box((3,)), Discrete(2))
+GAMMA, LAMBDA = 0.9, 0.8
+
+
+def actor_of(recurrent: bool) -> fnrl.OnPolicyActorCritic:
+    small = fnrl.MLP((8,))
+    return fnrl.OnPolicyActorCritic(SPEC, policy=small, value=small, recurrent=fnrl.GRU(5) if recurrent else None)
+
+
+def weights_of(actor: fnrl.OnPolicyActorCritic, normaliser: object = ()) -> Weights:
+    params = actor.init(random.key(1))
+    noise = random.normal(random.key(2), tuple(params.vector.shape))  # heads of gain 0.01 would hide mistakes
+    params = Params(params.vector + 0.3 * noise, params.layout)
+    hyper = {"gamma": torch.tensor(GAMMA), "gae_lambda": torch.tensor(LAMBDA)}
+    return Weights(params, (), hyper, normaliser, 0, 0)
+
+
+def rollout_of(actor: fnrl.OnPolicyActorCritic, steps: int, envs: int, seed: int = 0, see=lambda x: x) -> Transition:
+    """Observations run on from one step to the next, except where an episode ends; memories are what acting leaves."""
+    keys = random.split(random.key(seed), 6)
+    obs = random.normal(keys[0], (steps, envs, 3))
+    ends = random.uniform(keys[1], (steps, envs))
+    terminated, truncated = ends < 0.2, (ends > 0.1) & (ends < 0.35)  # alone, together, and neither
+    done = terminated | truncated
+    own = random.normal(keys[2], (steps, envs, 3))
+    last = torch.ones(steps, dtype=torch.bool)
+    last[:-1] = False
+    next_obs = torch.where((done | last[:, None])[..., None], own, torch.roll(obs, -1, 0))
+    action = random.randint(keys[3], (steps, envs), 0, 2)
+    memory = random.normal(keys[5], tuple(actor.memory(envs).shape))
+    memories, params = [], weights_of(actor).params
+    for t in range(steps):
+        memories.append(memory)
+        _, _, _, memory = actor.act(params, see(obs[t]), memory, None)
+        memory = torch.where(done[t][:, None], 0.0, memory)
+    reward = random.normal(keys[4], (steps, envs))
+    logp = -random.uniform(random.key(seed + 1), (steps, envs))
+    return Transition(obs, action, logp, reward, terminated, truncated, next_obs, torch.stack(memories))
+
+
+def held(steps: Transition) -> RolloutState:
+    return GAE(steps=steps.reward.shape[0]).append(GAE().init(), Rollout(steps, (), 0, steps.reward.numel()))
+
+
+def loop_values(actor, weights, steps: Transition) -> tuple[np.ndarray, np.ndarray]:
+    """V(s) and V(true successor) one at a time, with the memory acting had."""
+    count, envs = steps.reward.shape
+    value, after = np.zeros((count, envs)), np.zeros((count, envs))
+    see = (lambda x: x) if isinstance(weights.normaliser, tuple) else weights.normaliser
+    no = torch.zeros(1, 1, dtype=torch.bool)
+    for t in range(count):
+        for n in range(envs):
+            memory = steps.memory[t, n : n + 1]
+            v, left = actor.values(weights.params, see(steps.obs[t, n])[None, None], memory, no)
+            w, _ = actor.values(weights.params, see(steps.next_obs[t, n])[None, None], left[0], no)
+            value[t, n], after[t, n] = float(v), float(w)
+    return value, after
+
+
+def loop_gae(steps: Transition, value: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """arXiv 1506.02438, backwards, one number at a time."""
+    advantage = np.zeros_like(value)
+    for n in range(value.shape[1]):
+        carried = 0.0
+        for t in reversed(range(value.shape[0])):
+            terminated, truncated = bool(steps.terminated[t, n]), bool(steps.truncated[t, n])
+            if terminated or truncated:
+                carried = 0.0
+            bootstrap = 0.0 if terminated else after[t, n]
+            carried = float(steps.reward[t, n]) + GAMMA * bootstrap - value[t, n] + GAMMA * LAMBDA * carried
+            advantage[t, n] = carried
+    return advantage
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_prepare_is_the_paper_one_number_at_a_time(recurrent, normalised):
+    actor = actor_of(recurrent)
+    normaliser = ()
+    if normalised:
+        normaliser = Normaliser(Moments.of(3.0 * random.normal(random.key(9), (50, 3)) + 1.0, 1), 10.0)
+    steps = rollout_of(actor, 9, 4, see=normaliser or (lambda x: x))
+    flags = steps.terminated.int() + 2 * steps.truncated.int()
+    assert set(flags.flatten().tolist()) == {0, 1, 2, 3}
+    weights = weights_of(actor, normaliser)
+    batch = GAE(steps=9).prepare(held(steps), actor, weights)
+    value, after = loop_values(actor, weights, steps)
+    advantage = loop_gae(steps, value, after)
+
+    def as_given(x: torch.Tensor) -> np.ndarray:
+        assert x.shape[:2] == ((9, 4) if recurrent else (1, 36))
+        return x.reshape(9, 4, *x.shape[2:]).numpy()
+
+    np.testing.assert_allclose(as_given(batch.value), value, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(as_given(batch.advantage), advantage, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(as_given(batch.target), advantage + value, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(as_given(batch.action), steps.action.numpy())
+    np.testing.assert_array_equal(as_given(batch.logp), steps.logp.numpy())
+    seen = steps.obs if isinstance(normaliser, tuple) else normaliser(steps.obs)
+    np.testing.assert_array_equal(as_given(batch.obs), seen.numpy())
+    done = (steps.terminated | steps.truncated).numpy()
+    np.testing.assert_array_equal(as_given(batch.starts), np.concatenate([np.zeros((1, 4), bool), done[:-1]]))
+    if recurrent:
+        np.testing.assert_array_equal(batch.memory.numpy(), steps.memory[0].numpy())
+    else:
+        assert batch.memory.shape == (36, 0)
+
+
+def test_returns_bootstrap_where_time_runs_out():
+    actor = actor_of(False)
+    steps = rollout_of(actor, 9, 4)
+    weights = weights_of(actor)
+    batch = Returns(steps=9).prepare(held(steps), actor, weights)
+    value, after = loop_values(actor, weights, steps)
+    target = np.zeros_like(value)
+    for n in range(4):
+        carried = after[-1, n]
+        for t in reversed(range(9)):
+            if steps.truncated[t, n]:
+                carried = after[t, n]
+            if steps.terminated[t, n]:
+                carried = 0.0
+            carried = float(steps.reward[t, n]) + GAMMA * carried
+            target[t, n] = carried
+    np.testing.assert_allclose(batch.target.reshape(9, 4).numpy(), target, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(batch.advantage.reshape(9, 4).numpy(), target - value, rtol=1e-4, atol=1e-5)
+
+
+@given(
+    epochs=st.integers(1, 3),
+    minibatches=st.sampled_from([1, 2, 3, 6]),
+    recurrent=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_every_sample_is_used_once_an_epoch(epochs, minibatches, recurrent, seed):
+    plan, total = Plan(epochs, minibatches), 6 if recurrent else 24
+    rows, keys = GAE(steps=4).order(actor_of(recurrent), plan, 6, random.key(seed))
+    assert rows.shape == (epochs * minibatches, total // minibatches)
+    assert keys.shape == (epochs * minibatches, 2)
+    for epoch in rows.reshape(epochs, total).tolist():
+        assert sorted(epoch) == list(range(total))
+    assert len({tuple(k) for k in keys.tolist()}) == len(keys)
+    again, _ = GAE(steps=4).order(actor_of(recurrent), plan, 6, random.key(seed))
+    assert torch.equal(rows, again)
+
+
+def test_orders_differ_between_epochs_and_keys():
+    storage, actor = GAE(steps=16), actor_of(False)
+    rows, _ = storage.order(actor, Plan(2, 1), 4, random.key(0))
+    other, _ = storage.order(actor, Plan(2, 1), 4, random.key(1))
+    assert not torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows, other)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_take_takes_the_rows(recurrent):
+    actor = actor_of(recurrent)
+    storage, steps = GAE(steps=5), rollout_of(actor, 5, 4)
+    data = storage.prepare(held(steps), actor, weights_of(actor))
+    rows = torch.tensor([3, 1])
+    batch = storage.take(data, rows)
+    for name in ("obs", "action", "logp", "advantage", "target", "value", "starts"):
+        assert torch.equal(getattr(batch, name), getattr(data, name)[:, rows]), name
+    assert torch.equal(batch.memory, data.memory[rows])
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_a_taken_batch_has_ratio_one_under_the_weights_it_was_made_with(recurrent):
+    actor, weights = actor_of(recurrent), weights_of(actor_of(recurrent))
+    steps = rollout_of(actor, 7, 4)
+    logps, memory = [], steps.memory[0]
+    done = steps.terminated | steps.truncated
+    for t in range(7):  # acting, step by step
+        one = steps.action[t][None], torch.zeros(1, 4, dtype=torch.bool)
+        logp, _, _, left = actor.evaluate(weights.params, steps.obs[t][None], memory, one[1], one[0])
+        logps.append(logp[0])
+        memory = torch.where(done[t][:, None], 0.0, left[0])
+    steps = dataclasses.replace(steps, logp=torch.stack(logps))
+    storage = GAE(steps=7)
+    batch = storage.take(storage.prepare(held(steps), actor, weights), torch.tensor([2, 0]))
+    logp, _, _, _ = actor.evaluate(weights.params, batch.obs, batch.memory, batch.starts, batch.action)
+    torch.testing.assert_close(logp, batch.logp, rtol=1e-5, atol=1e-6)
+
+
+def test_life_of_a_rollout():
+    storage = GAE(steps=5)
+    state = storage.init()
+    assert not storage.ready(state)
+    full = storage.append(state, Rollout(rollout_of(actor_of(False), 5, 2), (), 0, 10))
+    assert storage.ready(full)
+    assert not storage.ready(state)
+    with pytest.raises(ValueError, match="already holds a rollout"):
+        storage.append(full, full.rollout)
+    assert not storage.ready(storage.used(full))
+    assert storage.feedback(full, torch.zeros(1), ()) is full
+
+
+def test_minibatches_that_do_not_divide_are_refused_with_those_that_would():
+    GAE(steps=10).check(Plan(1, 5), actor_of(False), 3)
+    GAE(steps=10).check(Plan(1, 3), actor_of(True), 3)
+    with pytest.raises(
+        fnrl.CompositionError, match=r"minibatches=4 does not divide 10 steps x 3 environments = 30 sam"
+    ):
+        GAE(steps=10).check(Plan(1, 4), actor_of(False), 3)
+    with pytest.raises(fnrl.CompositionError, match=r"near values that do: \[2, 3, 5\]"):
+        GAE(steps=10).check(Plan(1, 4), actor_of(False), 3)
+    with pytest.raises(fnrl.CompositionError, match=r"4 does not divide 6 environments.*: \[2, 3, 6\]"):
+        GAE(steps=10).check(Plan(1, 4), actor_of(True), 6)
+
+
+def test_defaults():
+    assert (GAE().steps, GAE().gae_lambda, Returns().steps) == (128, 0.95, 128)
+    for bad in ({"gae_lambda": 1.1}, {"gae_lambda": -0.1}, {"steps": 0}):
+        with pytest.raises(ValueError, match="out of range"):
+            GAE(**bad)
+    with pytest.raises(ValueError, match="out of range"):
+        Returns(steps=0)
+    GAE(gae_lambda=1.0, steps=1)
+
+
+def test_the_bootstrap_is_at_the_end_of_the_rollout():
+    """NAPPO 4.1.1: V of the last successor was written over V of the first state, and the end counted as 0.
+
+    With reward 0, gamma = lambda = 1 and V = 7 everywhere, every target is 7 and every advantage 0.
+    """
+    actor = actor_of(False)
+    blank = actor.init(random.key(0))
+    vector = torch.zeros_like(blank.vector)
+    vector[-1] = 7.0  # the bias of the value head
+    hyper = {"gamma": torch.tensor(1.0), "gae_lambda": torch.tensor(1.0)}
+    steps = rollout_of(actor, 6, 2)
+    never = torch.zeros(6, 2, dtype=torch.bool)
+    steps = dataclasses.replace(steps, reward=torch.zeros(6, 2), terminated=never, truncated=never)
+    batch = GAE(steps=6).prepare(held(steps), actor, Weights(Params(vector, blank.layout), (), hyper, (), 0, 0))
+    assert torch.equal(batch.target, torch.full((1, 12), 7.0))
+    assert torch.equal(batch.advantage, torch.zeros(1, 12))
+
+
+def test_no_observation_of_a_rollout_is_blank():
+    """NAPPO 4.1.2: the first observation of every rollout was zeros. Here each continues from the one before."""
+    env = fnrl.envs.CartPole(num_envs=3, time_limit=7)
+    small = fnrl.MLP((8,))
+    parts = fnrl.Parts(
+        env, fnrl.OnPolicyActorCritic(env.spec, small, small), fnrl.PPO(minibatches=1), fnrl.GAE(steps=5)
+    )
+    scheme = fnrl.Scheme(parts, fnrl.centralised(fnrl.gradients(fnrl.collect)))
+    state = scheme.init(fnrl.key(0))
+    first = state.node.child.child.env.obs
+    for _ in range(3):
+        state, _ = scheme.step(state)
+        rows = state.node.child.batches.data.obs.reshape(5, 3, 4)
+        assert torch.equal(rows[0], first)
+        first = state.node.child.child.env.obs
+        state, _ = scheme.step(state, updates=3)
+
+
+def test_minibatches_are_as_many_as_asked():
+    """NAPPO 4.1.15: ten samples in four minibatches gave five. Here four are refused, and five are five of two."""
+    with pytest.raises(fnrl.CompositionError, match="does not divide"):
+        GAE(steps=10).check(Plan(1, 4), actor_of(False), 1)
+    rows, _ = GAE(steps=10).order(actor_of(False), Plan(1, 5), 1, random.key(0))
+    assert rows.shape == (5, 2)
