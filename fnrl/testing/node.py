@@ -5,38 +5,35 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fnrl import random, tree
-from fnrl.collect import CollectState
-from fnrl.errors import StaleStateError
 from fnrl.parts import Parts
 from fnrl.scheme import Scheme, SchemeState
 from fnrl.testing import laws
-from fnrl.topology import centralised, collect, gradients
+from fnrl.topology import centralised, gradients
 
-RESUMED = "a run that stops and resumes is the run that did not"
-FUSED = "k updates in one step are k steps of one update"
-COUNTS = "versions count updates, and environment steps what was learnt from"
-SHAPED = "a state keeps its structure, shapes and dtypes"
+RESUMED = "a run that stops and resumes, in steps of any length, is the run that did not stop"
+COUNTS = "versions count updates, and environment steps the plans begun"
 
 
 def check_node(
     topology: Any, parts: Parts, *, updates: int | None = None, max_examples: int = 3, compiled: bool = False
 ) -> None:
-    """The laws of a run: `topology` (collect and gradients nodes are completed) with `parts`, in one process.
+    """The laws of a run of `topology` (nodes that make rollouts or updates are completed) with `parts`, in one process.
 
-    `step` is pure and repeatable, stopping and resuming anywhere within `updates` (by default two plans and a half)
-    changes no bit, fused updates are single ones, lanes equal solo runs, keys decide, and all numbers are finite.
-    Simulators are forked and restored rather than stepped twice. `compiled` runs the compiled scheme as well.
+    Stopping and resuming anywhere within `updates` (by default two plans and a half), under another global seed and in
+    steps of several updates, changes no bit; `step` changes none of its inputs and repeats (a simulator that has moved
+    on refuses to); lanes equal solo runs; keys decide; all numbers are finite. `compiled` runs the compiled scheme too.
 
     Errors: LawError.
     """
-    laws.check_value(parts)
     while topology.produces != "weights":
         topology = gradients(topology) if topology.produces == "rollouts" else centralised(topology)
-    scheme = Scheme(parts, topology)
-    laws.check_value_of(topology, f"{topology!r}")
-    total = updates if updates is not None else 2 * parts.algo.plan.updates + parts.algo.plan.updates // 2 + 1
+    laws.check_value(topology)
+    laws.check_value(parts)
+    scheme, plan = Scheme(parts, topology), parts.algo.plan.updates
+    total = updates if updates is not None else 2 * plan + (plan + 1) // 2
 
     def law(seed: int, stop: int, fused: int) -> None:
         _check_resume(scheme, random.key(seed), stop, total, fused)
@@ -44,56 +41,76 @@ def check_node(
     laws.for_all(
         law, max_examples, seed=st.integers(0, 2**31), stop=st.integers(0, total), fused=st.integers(1, total)
     )
+    _check_step(scheme)
     _check_lanes(scheme, total)
     if compiled:
         graphs = dataclasses.replace(scheme, compile=True)
-        (a, _), (b, _) = (_finish(s, s.init(random.key(0)), 2) for s in (graphs, scheme))
-        laws.close(topology, laws.COMPILED, a.weights, b.weights, "compiled", "eager", 1e-3)
+        a, b = (_finished(s, s.init(random.key(0)), 2).weights for s in (graphs, scheme))
+        laws.close(topology, laws.COMPILED, a, b, "two compiled updates", "two eager ones", 1e-3)
 
 
-def _finish(scheme: Scheme, state: SchemeState, updates: int, each: int = 1) -> tuple[SchemeState, SchemeState]:
-    """The gathered state after so many updates, `each` to a step; the simulators are closed. And the state itself."""
-    left = updates
-    while left:
-        state, _ = scheme.step(state, updates=min(each, left))
-        left -= min(each, left)
-    pure = scheme.gather(state)
-    scheme.close(state)
-    return pure, state
+def _finished(scheme: Scheme, state: SchemeState, updates: int, each: int = 1) -> SchemeState:
+    """The gathered state after so many updates, `each` to a step; its simulators are closed."""
+    try:
+        while updates:
+            state, _ = scheme.step(state, updates=min(each, updates))
+            updates -= min(each, updates)
+        return scheme.gather(state)
+    finally:
+        scheme.close(state)
 
 
-def _check_resume(scheme: Scheme, key: Any, stop: int, total: int, fused: int) -> None:
-    node, parts = scheme.topology, scheme.parts
-    hosted = not parts.env.pure
+def _check_resume(scheme: Scheme, key: Tensor, stop: int, total: int, fused: int) -> None:
+    node = scheme.topology
     with laws.global_seed(1):
-        whole, last = _finish(scheme, scheme.init(key), total)
+        first = _finished(scheme, scheme.init(key), 1)
+        whole = _finished(scheme, scheme.init(key), total)
     laws.finite(node, f"the state after {total} updates", whole)
-    plans = -(-total // parts.algo.plan.updates)
-    steps = plans * parts.storage.steps * _envs(scheme)
-    if (whole.version, whole.env_steps) != (total, steps):
-        laws.broken(
-            node, COUNTS, f"after {total} updates version and env_steps are {(whole.version, whole.env_steps)}, "
-            f"expected {(total, steps)}"
-        )
+    plans = -(-total // scheme.parts.algo.plan.updates)
+    counted, expected = (whole.version, whole.env_steps), (total, plans * first.env_steps)
+    if counted != expected or first.env_steps == 0:
+        laws.broken(node, COUNTS, f"after {total} updates (version, env_steps) is {counted}, expected {expected}")
     with laws.global_seed(2):
-        state = scheme.init(key)
-        for _ in range(stop):
-            state, _ = scheme.step(state)
-        pure = laws.check_gather(scheme, state)
-        copies = [x.clone() for x in tree.leaves(pure)]
+        pure = _finished(scheme, scheme.init(key), stop)
+        laws.check_saved(node, f"the state after {stop} updates", pure)
+        resumed = _finished(scheme, scheme.restore(pure), total - stop, fused)
+    what = f"the run stopped after {stop} of {total} updates and resumed {fused} at a time"
+    laws.same(node, RESUMED, resumed, whole, what, "the run without a stop")
+
+
+def _check_step(scheme: Scheme) -> None:
+    node, hosted = scheme.topology, not scheme.parts.env.pure
+    state = scheme.init(random.key(1))
+    after: SchemeState | None = None
+    try:
+        copies = [(path, x, x.clone()) for path, x in tree.paths(state)]
         after, _ = scheme.step(state)
-        laws.same(node, laws.PURE, [*tree.leaves(pure)], copies, "the state before a step", "what it was")
+        for path, x, copy in copies:
+            if not tree.same_bits(x, copy):
+                laws.broken(node, laws.PURE, f"the state's {path} {laws.difference(x, copy)}")
         if hosted:
-            _refuses_stale(scheme, state, after)
-        resumed, _ = _finish(scheme, scheme.restore(pure), total - stop, each=fused)
-        scheme.close(after)
-    names = f"resumed after {stop} of {total} updates and stepped {fused} at a time", "the run without a stop"
-    laws.same(node, RESUMED, resumed, whole, *names)
-    if not hosted:
-        again, _ = scheme.step(state)
-        laws.same(node, laws.SAME, after, again, "one step", "the same step again")
-    del last
+            laws.refuses_stale(node, lambda: scheme.step(state))
+        else:
+            again, _ = scheme.step(state)
+            laws.same(node, laws.SAME, after, again, "one step", "the same step again")
+    finally:
+        scheme.close(after if after is not None else state)
+    other = _finished(scheme, scheme.init(random.key(2)), 1)
+    if tree.same_bits(other.weights.params, after.weights.params):
+        laws.broken(node, laws.KEYS, "two keys lead to the same parameters")
 
 
-def _refuses_stale(scheme: Scheme, state: SchemeState, after: SchemeState) -> None:
-    """A simulator moves when a rollout is collected; until then the old state may be stepped again."""
+def _check_lanes(scheme: Scheme, total: int) -> None:
+    """Tensors of the whole state where it is pure; of the weights where simulators pad their records."""
+    node, pure = scheme.topology, scheme.parts.env.pure
+    keys = torch.stack([random.key(seed) for seed in range(3)])
+
+    def run(key: Tensor, updates: int) -> Any:
+        state = _finished(scheme, scheme.init(key), updates)
+        return state.node if pure else state.weights
+
+    three, two = run(keys, total), run(keys[:2], total)
+    laws.same(node, laws.LANES, tree.map(lambda x: x[:2], three), two, "three lanes", "two")
+    together = run(keys[:2], 1)
+    for i in range(2):
+        laws.close(node, laws.SOLO, tree.index(together, i), run(keys[i], 1), f"lane {i}", "alone", 1e-3)
