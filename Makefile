@@ -28,7 +28,7 @@ test: $(READY) ## all tests
 lint: $(READY) ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 setup: $(READY) ## the virtual environment alone
 

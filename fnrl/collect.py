@@ -128,12 +128,13 @@ def _act_and_step(
 
 
 def _hosted_step(run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tensor | None, env_noise: Tree) -> Any:
-    parts = run.parts
+    parts, obs = run.parts, state.obs.to(run.device)
     action, env_action, logp, after = run.graph(act)(
-        parts.actor, weights.params, weights.normaliser, state.obs, memory, noise
+        parts.actor, weights.params, weights.normaliser, obs, memory, noise
     )
     next_state, step = parts.env.step(state, env_action, env_noise)
-    return next_state, _memory_after(after, step), _transition(state.obs, action, logp, step, memory)
+    step = tree.to(step, run.device) if run.device != "cpu" else step
+    return next_state, _memory_after(after, step), _transition(obs, action, logp, step, memory)
 
 
 def _memory_after(memory: Tensor, step: Step) -> Tensor:

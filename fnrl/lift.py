@@ -128,4 +128,5 @@ def _compile(
 
     over(probe)(*leaves)
     # each graph counts its own recompilations: together they would run into dynamo's limit of eight
-    return torch.compile(over(flat), fullgraph=True, dynamic=False, isolate_recompiles=True), made[0]
+    options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
+    return torch.compile(over(flat), **options), made[0]

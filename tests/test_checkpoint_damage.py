@@ -13,6 +13,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+import safetensors.torch
 import torch
 from checkpoint_cases import a_state, facts, forge, laws, nodes, refused, step, write_run
 from hypothesis import example, given, settings
@@ -230,6 +231,25 @@ class Picky:
     def __post_init__(self) -> None:
         if self.n < 0:
             raise ValueError(f"n = {self.n}")
+
+
+def test_tensors_and_manifest_must_agree(run_dir: Path) -> None:
+    path = step(run_dir, 2)
+    structure = manifest.unseal((path / "manifest.json").read_bytes())["structure"]
+    leaf = next(c[k] for c, k in nodes(structure) if isinstance(c[k], dict) and "params.vector" in c[k].get("leaf", ""))
+    for wrong in ({"dtype": "int32"}, {"shape": [5, 2]}, {"shape": [-10]}):
+        right = dict(leaf)
+        leaf.update(wrong)
+        forge(path, structure=structure)
+        falls_back(run_dir, r"leaf.params.vector is f32\[10\], its manifest says|can't have")
+        leaf.update(right)
+    forge(path, structure=structure)
+    assert newest(run_dir).step == 2
+    tensors = safetensors.torch.load((path / "state.safetensors").read_bytes())
+    forge(path, safetensors.torch.save({**tensors, "more": torch.zeros(1)}))
+    falls_back(run_dir, r"doesn't name: \['more'\]")
+    forge(path, safetensors.torch.save({k: v for k, v in tensors.items() if k != "leaf.flags"}))
+    falls_back(run_dir, r"malformed: KeyError: 'leaf.flags'")
 
 
 def test_classes_that_are_not_here_or_have_changed(run_dir: Path) -> None:

@@ -12,7 +12,20 @@ FLOORS = [
     {"actors", "envs"},
     {"algos", "storages"},
     {"parts", "lift", "merge", "collect", "apply", "executor", "topology"},
-    {"scheme", "config", "evaluate", "history", "interrupts", "manifest", "checkpoint", "policy", "learner", "logs", "plots", "presets"},
+    {
+        "scheme",
+        "config",
+        "evaluate",
+        "history",
+        "interrupts",
+        "manifest",
+        "checkpoint",
+        "policy",
+        "learner",
+        "logs",
+        "plots",
+        "presets",
+    },
     {"cli", "testing", "__main__"},
 ]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
@@ -92,6 +105,7 @@ def test_importing_fnrl_brings_neither_ray_nor_jax():
     import subprocess
     import sys
 
-    code = "import sys, fnrl; print([m for m in ('ray', 'jax', 'chex', 'hypothesis', 'matplotlib', 'pybullet') if m in sys.modules])"
+    code = "import sys, fnrl; heavy = 'ray jax chex hypothesis matplotlib pybullet'.split(); "
+    code += "print([m for m in heavy if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PATH": ""})
     assert out.stdout.strip() == "[]"

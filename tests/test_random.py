@@ -257,35 +257,35 @@ def everything(k):
 
 
 def test_traced_whole_it_gives_the_same_bits():
+    names = ["split", "fold_in_tensor", "uniform_bounds", "categorical", "randint", "permutation"]
     k = random.key(11)
-    traced = torch.compile(everything, backend="eager", fullgraph=True)(k)
-    for name, value in everything(k).items():
-        assert_same_bits(traced[name], value)
+    traced = torch.compile(lambda k: [EVERY[name](k) for name in names], backend="eager", fullgraph=True)(k)
+    for name, value in zip(names, traced, strict=True):
+        assert_same_bits(value, EVERY[name](k))
 
 
 def test_traced_with_other_arguments():
-    torch._dynamo.reset()
-
-    @torch.compile(backend="eager", fullgraph=True)
     def f(k, i, low, n):
-        k = random.fold_in(k, i)
-        return random.uniform(k, (n, 2), low, 3.0), random.randint(k, (n,), i, 2**31), random.key(i)
+        return random.uniform(random.fold_in(k, i), (n, 2), low, 3.0), random.key(i)
 
-    for i, low, n in ((1, 0.5, 3), (2**31 - 1, -1.0, 7)):
-        k = random.fold_in(random.key(1), i)
-        expected = random.uniform(k, (n, 2), low, 3.0), random.randint(k, (n,), i, 2**31), random.key(i)
-        for x, y in zip(f(random.key(1), i, low, n), expected, strict=True):
+    traced, k = torch.compile(f, backend="eager", fullgraph=True), random.key(1)
+    for arguments in ((1, 0.5, 3), (2**32 - 1, -1.0, 7)):
+        for x, y in zip(traced(k, *arguments), f(k, *arguments), strict=True):
             assert_same_bits(x, y)
 
 
 def test_compiled_it_gives_the_same_bits():
-    def f(k):  # one key and one shape, so that the four draws share one generator: a second would compile for seconds
-        n = (4001,)
-        return random.bits(k, n), random.uniform(k, n, -0.3, 2.7), random.normal(k, n), random.gumbel(k, n)
+    n = (4001,)
 
-    keys = lanes(3)
-    for x, y in zip(torch.compile(vmap(f), fullgraph=True)(keys), vmap(f)(keys), strict=True):
-        assert_same_bits(x, y)
+    def f(
+        k,
+    ):  # what `uniform`, `normal` and `gumbel` compute, of one call of the generator: each takes seconds to compile
+        b = random.bits(k, n)
+        return b, *(random._TRANSFORMS[what](random._TORCH, b) for what in ("unit", "normal", "gumbel"))
+
+    draws = (random.bits, random.uniform, random.normal, random.gumbel)
+    for x, draw in zip(torch.compile(vmap(f), fullgraph=True)(lanes(3)), draws, strict=True):
+        assert_same_bits(x, vmap(lambda k, draw=draw: draw(k, n))(lanes(3)))
 
 
 def test_a_key_elsewhere_keeps_its_device():

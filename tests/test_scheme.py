@@ -1,5 +1,8 @@
-"""The laws of a run on pure CartPole: pure, resumable, the same anywhere, lanes apart. Episodes end, time limits cut and plans turn over
-in every window here (episodes of at most 20 steps, rollouts of 32, plans of 8 updates)."""
+"""The laws of a run on pure CartPole: pure, resumable, the same anywhere, lanes apart.
+
+Episodes end, time limits cut and plans turn over in every window here (episodes of at most 20 steps, rollouts of 32,
+plans of 8 updates).
+"""
 
 import dataclasses
 import math
@@ -135,8 +138,8 @@ def test_target_kl_stops_the_rest_of_a_plan():
         moved.append(not tree.same_bits(after.weights.params.vector, state.weights.params.vector))
         state = after
     first, second = moved[:8], moved[8:]
-    assert first[0] and second[0]  # the first update of a plan has KL 0
-    assert not first[-1] and not second[-1]
+    assert (first[0], second[0]) == (True, True)  # the first update of a plan has KL 0
+    assert (first[-1], second[-1]) == (False, False)
     assert first == sorted(first, reverse=True)  # once stopped, stopped until the next plan
     assert state.node.algo.opt.count.tolist() == [sum(moved)] * 2  # Adam's clock stands still as well
     assert run(free, free.init(fnrl.key(0)), 16).version == 16

@@ -100,7 +100,11 @@ def _run(learner: fnrl.Learner, quiet: bool) -> int:
     with learner:
         if not quiet:
             print(f"{learner.scheme.parts.env.spec.name} in {where}: Ctrl-C saves and stops", flush=True)
-        metrics = learner.train(progress=not quiet)
+        try:
+            metrics = learner.train(progress=not quiet)
+        except KeyboardInterrupt:
+            print(f"fnrl: to go on: fnrl resume {where}", file=sys.stderr)
+            raise
     if not quiet:
         if "performance/test" in metrics:
             print(f"evaluation: return {metrics['performance/test']:,.1f}")

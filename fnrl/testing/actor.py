@@ -124,9 +124,9 @@ def _check_act(actor: Any, examples: list[_Example]) -> None:
         laws.finite(actor, "what act gives", (action, env_action, logp, memory))
         _check_inside(actor, space, env_action)
         for i in range(envs):
-            one = (call[0], *(x if x is None else tree.map(lambda v: v[i : i + 1], x) for x in call[1:]))
-            alone = actor.act(*one)
-            together = tree.map(lambda v: v[i : i + 1], (action, env_action, logp, memory))
+            row = slice(i, i + 1)
+            alone = actor.act(call[0], *(x if x is None else tree.index(x, row) for x in call[1:]))
+            together = tree.index((action, env_action, logp, memory), row)
             laws.close(actor, APART, together, alone, f"environment {i} of {envs}", "alone")
     laws.check_lanes(actor, actor.act, *(e.act_at(last) for e in examples))
     laws.check_lanes(actor, actor.act, *((*e.act_at(0)[:3], None) for e in examples))
@@ -154,8 +154,14 @@ def _check_evaluate(actor: Any, examples: list[_Example]) -> None:
     laws.close(actor, AGREE, {"memory": memories}, {"memory": example.afters}, *names)
     params, obs, memory, starts, _ = example.evaluated()
     alone = laws.check_call(actor, actor.values, params, obs, memory, starts)
-    laws.close(actor, AGREE, {"value": value, "memory": memories}, dict(zip(("value", "memory"), alone, strict=True)),
-               "evaluate", "values")
+    laws.close(
+        actor,
+        AGREE,
+        {"value": value, "memory": memories},
+        dict(zip(("value", "memory"), alone, strict=True)),
+        "evaluate",
+        "values",
+    )
     laws.check_lanes(actor, actor.evaluate, *(e.evaluated() for e in examples))
     laws.check_lanes(actor, actor.values, *(e.evaluated()[:4] for e in examples))
 

@@ -115,8 +115,10 @@ def _check_grad(algo: Any, examples: list[_Example]) -> None:
         after = [float(example.loss(start - size * grads / norm)) for size in sizes]
         if min(after) >= float(loss.detach()):
             laws.broken(
-                algo, DOWNHILL, f"the loss is {float(loss.detach())}, and {after} after steps of length {sizes} "
-                f"against a gradient of norm {norm}"
+                algo,
+                DOWNHILL,
+                f"the loss is {float(loss.detach())}, and {after} after steps of length {sizes} "
+                f"against a gradient of norm {norm}",
             )
     laws.check_lanes(algo, algo.grad, *(e.graded() for e in examples))
 
@@ -136,10 +138,14 @@ def _check_apply(algo: Any, examples: list[_Example]) -> None:
     moved = after.weights.params.vector - state.weights.params.vector
     if float(grads.norm()) > 1e-3:
         if float(moved @ grads) >= 0.0:
-            laws.broken(algo, LEARNS, f"(new - old) . gradient = {float(moved @ grads)} in the first update, not negative")
+            laws.broken(
+                algo, LEARNS, f"(new - old) . gradient = {float(moved @ grads)} in the first update, not negative"
+            )
         half, _ = algo.apply(*example.applied(target_kl=1e6, lr=0.5 * float(state.weights.hyper["lr"])))
         less = half.weights.params.vector - state.weights.params.vector
-        laws.close(algo, LEARNS, {"step": 2.0 * less}, {"step": moved}, "twice a step at half the rate", "the step", 1e-2)
+        laws.close(
+            algo, LEARNS, {"step": 2.0 * less}, {"step": moved}, "twice a step at half the rate", "the step", 1e-2
+        )
     still, _ = algo.apply(*example.applied(target_kl=1e6, lr=0.0))
     laws.same(algo, STANDS, still.weights.params, state.weights.params, "the new parameters", "the old")
     laws.check_lanes(algo, algo.apply, *(e.applied() for e in examples))
@@ -151,7 +157,12 @@ def _check_stop(algo: Any, example: _Example) -> None:
     state, grads, info = example.applied(target_kl=0.01)
     calls = (
         ("a KL above 1.5 times target_kl", state, {**info, "approx_kl": torch.tensor(0.0151)}, True),
-        ("a stop before", dataclasses.replace(state, stopped=~not_stopped()), {**info, "approx_kl": torch.tensor(0.0)}, True),
+        (
+            "a stop before",
+            dataclasses.replace(state, stopped=~not_stopped()),
+            {**info, "approx_kl": torch.tensor(0.0)},
+            True,
+        ),
         ("a KL below 1.5 times target_kl", state, {**info, "approx_kl": torch.tensor(0.0149)}, False),
     )
     for why, before, metrics, stops in calls:

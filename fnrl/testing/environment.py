@@ -1,6 +1,5 @@
 """The laws of environments: pure ones, and vectors of hosted simulators."""
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fnrl import random, tree
-from fnrl.errors import StaleStateError
+from fnrl.record import record
 from fnrl.spaces import Discrete, EnvSpec
 from fnrl.testing import laws, strategies
 
@@ -51,7 +50,7 @@ def check_environment(
         laws.check_compiled(env, env.step, env.init(key), action, tree.index(env.noise(key, 1), 0))
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Trace:
     """A walk: observations acted on, what the steps gave, and the observations to act on after them, `[T, N, ...]`."""
 
@@ -106,39 +105,33 @@ def _check_hosted(env: Any, seed: int, steps: int) -> Trace:
     middle = 1 + seed % (steps - 1)
     opened: list[Any] = []
 
-    def begin(make: Any, x: Any) -> Any:
+    def walk(make: Any, x: Any, *chosen: Tensor) -> tuple[Trace, Any]:
         opened.append(make(x))
-        return opened[-1]
+        return _walk(env, opened[-1], *chosen)
 
     try:
         with laws.global_seed(1):
-            first, state = _walk(env, begin(env.init, keys[0]), actions[0, :middle])
+            first, state = walk(env.init, keys[0], actions[0, :middle])
         stored = laws.check_gather(env, state)
         with laws.global_seed(2):
             rest, last = _walk(env, state, actions[0, middle:])
-            again, _ = _walk(env, begin(env.init, keys[0]), actions[0])
-        whole = Trace(*(torch.cat([getattr(t, f.name) for t in (first, rest)]) for f in dataclasses.fields(Trace)))
-        names = [f.name for f in dataclasses.fields(Trace)]
-        laws.same(env, laws.SAME, *({n: getattr(t, n) for n in names} for t in (whole, again)), "one walk", "another")
-        laws.refuses_stale(env, lambda: env.step(state, actions[0, 0], ()))
+            again, _ = walk(env.init, keys[0], actions[0])
+        whole = tree.concatenate([first, rest], 0)
+        laws.same(env, laws.SAME, whole, again, "one walk", "another of the same key and actions")
+        laws.refuses_stale(env, laws.STALE, lambda: env.step(state, actions[0, 0], ()))
         if getattr(env, "exact", True):
-            replayed, end = _walk(env, begin(env.restore, stored), actions[0, middle:])
-            laws.same(
-                env, RESTORED, *({n: getattr(t, n) for n in names} for t in (replayed, rest)), "the copy", "the first"
-            )
-            laws.same(env, RESTORED, env.gather(end), env.gather(last), "the copy's record", "the first's record")
-        lanes, _ = _walk(env, begin(env.init, keys), actions.transpose(0, 1))
-        for n in names:
-            laws.same(env, laws.SOLO, getattr(lanes, n)[:, 0].contiguous(), getattr(whole, n), f"{n} in lane 0", "alone")
+            replayed, end = walk(env.restore, stored, actions[0, middle:])
+            laws.same(env, RESTORED, replayed, rest, "the restored simulator's walk", "the first's")
+            laws.same(env, RESTORED, env.gather(end), env.gather(last), "the restored one's record", "the first's")
+        lanes, _ = walk(env.init, keys, actions.transpose(0, 1))
+        lane = tree.map(lambda x: x[:, 0].contiguous(), lanes)
+        laws.same(env, laws.SOLO, lane, whole, "lane 0", "the walk alone")
     finally:
         for handle in opened:
             env.close(handle)
             env.close(handle)
-    try:
-        env.step(last, actions[0, 0], ())
-    except StaleStateError:
-        return whole
-    laws.broken(env, CLOSED, "a closed simulator was stepped, and raised no StaleStateError")
+    laws.refuses_stale(env, CLOSED, lambda: env.step(last, actions[0, 0], ()))
+    return whole
 
 
 def _walk(env: Any, state: Any, actions: Tensor) -> tuple[Trace, Any]:
@@ -180,8 +173,10 @@ def _check_trace(env: Any, trace: Trace, random_resets: bool) -> None:
     if not tree.same_bits(trace.next_obs[going], trace.after[going]):
         where = _first(going & _unequal(trace.next_obs, trace.after))
         laws.broken(
-            env, FOLLOWS, f"at step {where[0]} of environment {where[1]} no episode ended, next_obs is "
-            f"{trace.next_obs[where].tolist()}, and the state goes on from {trace.after[where].tolist()}"
+            env,
+            FOLLOWS,
+            f"at step {where[0]} of environment {where[1]} no episode ended, next_obs is "
+            f"{trace.next_obs[where].tolist()}, and the state goes on from {trace.after[where].tolist()}",
         )
     ended = int(done.sum())
     if ended < 10:
@@ -193,8 +188,10 @@ def _check_trace(env: Any, trace: Trace, random_resets: bool) -> None:
     if varies and not bool((_unequal(trace.next_obs, trace.after) & done).any()):
         where = _first(done)
         laws.broken(
-            env, SUCCESSOR, f"at all {ended} ends next_obs equals the observation after the reset, as at step "
-            f"{where[0]} of environment {where[1]}: {trace.next_obs[where].tolist()}"
+            env,
+            SUCCESSOR,
+            f"at all {ended} ends next_obs equals the observation after the reset, as at step "
+            f"{where[0]} of environment {where[1]}: {trace.next_obs[where].tolist()}",
         )
     if random_resets:
         firsts = [torch.cat([trace.obs[:1, i], trace.after[done[:, i], i]]) for i in range(env.num_envs)]
@@ -202,8 +199,10 @@ def _check_trace(env: Any, trace: Trace, random_resets: bool) -> None:
         distinct = len(torch.unique(pooled, dim=0))
         if distinct == 1:
             laws.broken(
-                env, EPISODES, f"all {len(pooled)} episodes begin with {firsts[0][0].tolist()}; pass "
-                f"random_resets=False if they should"
+                env,
+                EPISODES,
+                f"all {len(pooled)} episodes begin with {firsts[0][0].tolist()}; pass "
+                f"random_resets=False if they should",
             )
         _check_apart(env, firsts, distinct, "episodes")
 
@@ -213,7 +212,7 @@ def _check_keys(env: Any) -> None:
     states = []
     try:
         for seed in range(10 if env.pure else 3):
-            states.append(env.init(random.key(1000 + seed)))
+            states += [env.init(random.key(1000 + seed))]
         firsts = torch.stack([state.obs.clone() for state in states])
     finally:
         for state in states:
@@ -232,8 +231,10 @@ def _check_apart(env: Any, firsts: list[Tensor], distinct: int, what: str) -> No
             alike = torch.equal(firsts[i][:times], firsts[j][:times])
             if alike and float(max(distinct, 2)) ** times > _CHANCE:
                 laws.broken(
-                    env, ENVIRONMENTS, f"environments {j} and {i} begin alike in all {times} {what}, the first with "
-                    f"{firsts[i][0].tolist()}"
+                    env,
+                    ENVIRONMENTS,
+                    f"environments {j} and {i} begin alike in all {times} {what}, the first with "
+                    f"{firsts[i][0].tolist()}",
                 )
 
 

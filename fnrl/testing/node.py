@@ -38,9 +38,7 @@ def check_node(
     def law(seed: int, stop: int, fused: int) -> None:
         _check_resume(scheme, random.key(seed), stop, total, fused)
 
-    laws.for_all(
-        law, max_examples, seed=st.integers(0, 2**31), stop=st.integers(0, total), fused=st.integers(1, total)
-    )
+    laws.for_all(law, max_examples, seed=st.integers(0, 2**31), stop=st.integers(0, total), fused=st.integers(1, total))
     _check_step(scheme)
     _check_lanes(scheme, total)
     if compiled:
@@ -81,7 +79,7 @@ def _check_resume(scheme: Scheme, key: Tensor, stop: int, total: int, fused: int
 def _check_step(scheme: Scheme) -> None:
     node, hosted = scheme.topology, not scheme.parts.env.pure
     state = scheme.init(random.key(1))
-    after: SchemeState | None = None
+    after = state
     try:
         copies = [(path, x, x.clone()) for path, x in tree.paths(state)]
         after, _ = scheme.step(state)
@@ -89,12 +87,12 @@ def _check_step(scheme: Scheme) -> None:
             if not tree.same_bits(x, copy):
                 laws.broken(node, laws.PURE, f"the state's {path} {laws.difference(x, copy)}")
         if hosted:
-            laws.refuses_stale(node, lambda: scheme.step(state))
+            laws.refuses_stale(node, laws.STALE, lambda: scheme.step(state))
         else:
             again, _ = scheme.step(state)
             laws.same(node, laws.SAME, after, again, "one step", "the same step again")
     finally:
-        scheme.close(after if after is not None else state)
+        scheme.close(after)
     other = _finished(scheme, scheme.init(random.key(2)), 1)
     if tree.same_bits(other.weights.params, after.weights.params):
         laws.broken(node, laws.KEYS, "two keys lead to the same parameters")

@@ -23,7 +23,7 @@ from fnrl.spaces import Box, Discrete, EnvSpec
 
 @component
 class Probe(PureEnvironment):
-    """Base: N episodes of one step, observations of -1 or 1 at random, no reward. The observation is all of the state."""
+    """Base: N episodes of one step, observations of -1 or 1 at random, no reward; the observation is all the state."""
 
     num_envs: int = setting(default=16, help="environments stepped together")
     continuous: bool = option(default=False, help="actions of [-1, 1] instead of discrete ones")

@@ -125,7 +125,11 @@ def _check_flow(storage: Any, example: _Example) -> None:
         laws.broken(storage, HOLDS, "ready(init()) is true")
     full = laws.check_call(storage, storage.append, empty, example.rollout)
     if storage.ready(empty) or not storage.ready(full):
-        laws.broken(storage, HOLDS, f"after append, ready is {storage.ready(full)}, of the state before it {storage.ready(empty)}")
+        laws.broken(
+            storage,
+            HOLDS,
+            f"after append, ready is {storage.ready(full)}, of the state before it {storage.ready(empty)}",
+        )
     for what, state in (("the empty state", empty), ("the full state", full)):
         laws.check_saved(storage, what, state)
     try:
@@ -158,7 +162,9 @@ def _check_samples(storage: Any, examples: list[_Example]) -> None:
     laws.check_lanes(storage, storage.order, *((*statics, key) for key in keys))
     if index.shape[1] > 4 and tree.same_bits(index, example.order(keys[1])[0]):
         laws.broken(storage, ORDERS, "two keys give one order")
-    laws.check_lanes(storage, storage.take, *((e.data(), e.order(k)[0][0]) for e, k in zip(examples, keys, strict=True)))
+    laws.check_lanes(
+        storage, storage.take, *((e.data(), e.order(k)[0][0]) for e, k in zip(examples, keys, strict=True))
+    )
     wanted = _by_name(example.rollout.steps)
     for epoch in index.reshape(plan.epochs, plan.minibatches, -1).unbind(0):
         batches = [laws.check_call(storage, storage.take, data, rows) for rows in epoch.unbind(0)]
@@ -167,8 +173,10 @@ def _check_samples(storage: Any, examples: list[_Example]) -> None:
             y = found[name]
             if x.shape != y.shape or not tree.same_bits(x, y.to(x.dtype)):
                 laws.broken(
-                    storage, ONCE, f"{name} of one epoch (in the order of logp) {laws.difference(y, x)} of the rollout; "
-                    f"{len(y)} samples of {len(x)}"
+                    storage,
+                    ONCE,
+                    f"{name} of one epoch (in the order of logp) {laws.difference(y, x)} of the rollout; "
+                    f"{len(y)} samples of {len(x)}",
                 )
 
 
@@ -195,9 +203,11 @@ def _check_targets(storage: Any, example: _Example) -> None:
             t, i = torch.nonzero(wrong)[0].tolist()
             verb = "does not depend" if may else "depends"
             laws.broken(
-                storage, law, f"the target of step {t} of environment {i} (terminated={bool(steps.terminated[t, i])}, "
+                storage,
+                law,
+                f"the target of step {t} of environment {i} (terminated={bool(steps.terminated[t, i])}, "
                 f"truncated={bool(steps.truncated[t, i])}, {length} steps) {verb} on {', '.join(change)} "
-                f"{'of that step' if may or law == TERMINAL else 'of the next episode'}"
+                f"{'of that step' if may or law == TERMINAL else 'of the next episode'}",
             )
 
     def exchanged(name: str, where: Tensor) -> Tensor:

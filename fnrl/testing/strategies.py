@@ -90,7 +90,7 @@ def env_actions(space: Space, lead: tuple[int, ...], seed: int) -> Tensor:
 
 
 def stored_actions(space: Space, lead: tuple[int, ...], seed: int) -> Tensor:
-    """Random actions as on-policy storage keeps them: Discrete from 0 `[*lead]`, Box flat and unclipped `[*lead, A]`."""
+    """Random actions as on-policy storage keeps them: Discrete from 0 `[*lead]`, Box flat, unclipped `[*lead, A]`."""
     rng = np.random.default_rng(seed)
     if isinstance(space, Discrete):
         return torch.from_numpy(rng.integers(0, space.n, lead))
@@ -110,8 +110,8 @@ def make_rollout(
     """
     rng = np.random.default_rng(seed)
     lead = steps, envs
-    ends = [torch.from_numpy(rng.random(lead) < p) for p in (terminated, truncated)]
-    done = ends[0] | ends[1]
+    end, cut = (torch.from_numpy(rng.random(lead) < p) for p in (terminated, truncated))
+    done = end | cut
     inside = torch.cat([~done[:-1], torch.zeros_like(done[:1])])
     obs, last = observations(spec.obs, lead, seed), observations(spec.obs, lead, seed + 1)
     next_obs = torch.where(inside.reshape(*lead, *(1,) * (obs.dim() - 2)), obs.roll(-1, 0), last)
@@ -122,7 +122,8 @@ def make_rollout(
         stored_actions(spec.action, lead, seed + 2),
         -0.1 - 3.0 * torch.from_numpy(rng.permutation(steps * envs).reshape(lead)).float() / (steps * envs),
         torch.from_numpy(rng.normal(size=lead).astype(np.float32)),
-        *ends,
+        end,
+        cut,
         next_obs,
         torch.where(first[..., None], 0.0, remembered),
     )
@@ -141,12 +142,13 @@ def rollouts(
 ) -> st.SearchStrategy[Rollout]:
     """Rollouts `[T, N]` of an environment, with terminations, truncations, both at once, and neither."""
 
-    def rollout(*drawn: Any) -> Rollout:
-        made = make_rollout(spec, *drawn, memory=memory)
+    def rollout(steps: int, envs: int, seed: int, terminated: float, truncated: float) -> Rollout:
+        made = make_rollout(spec, steps, envs, seed, terminated, truncated, memory)
         return Rollout(made, (), version=0, env_steps=made.reward.numel())
 
-    sizes = [x if x is not None else st.integers(1, top) for x, top in ((steps, 6), (envs, 3))]
-    return st.builds(rollout, *sizes, seeds(), chances(), chances())
+    lengths = steps if steps is not None else st.integers(1, 6)
+    widths = envs if envs is not None else st.integers(1, 3)
+    return st.builds(rollout, lengths, widths, seeds(), chances(), chances())
 
 
 # -- records and trees ----------------------------------------------------------------------------------------------
