@@ -109,7 +109,7 @@ class Checkpoints:
     def save(
         self, state: Any, *, step: int, config: Any = None, metrics: dict[str, Any] | None = None, best: bool = False
     ) -> Path:
-        """Writes a gathered state and returns its directory; takes as much memory again meanwhile.
+        """Writes a gathered state and returns its directory; takes twice as much memory again meanwhile.
 
         `step` orders checkpoints, so it should grow with every save: environment steps, or updates.
         With `best`, it stays until a later best one, whatever `keep` says. The same saved again under one step is

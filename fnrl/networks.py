@@ -4,16 +4,16 @@
 without hidden state or hidden randomness.
 """
 
-import functools
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fnrl import random
+from fnrl.autodiff import under_transform
 from fnrl.component import component, option
 from fnrl.errors import CompositionError
 
@@ -116,7 +116,7 @@ class CNN:
         x = x.reshape(-1, *x.shape[-3:]).movedim(-1, 1)
         last = len(self.filters)
         for i, s in enumerate(self.strides):
-            x = torch.relu(F.conv2d(x, tensors[f"{i}.weight"], tensors[f"{i}.bias"], stride=s))
+            x = torch.relu(_convolve(x, tensors[f"{i}.weight"], tensors[f"{i}.bias"], s))
         x = torch.relu(F.linear(x.flatten(1), tensors[f"{last}.weight"], tensors[f"{last}.bias"]))
         return x.reshape(*lead, self.hidden)
 
@@ -126,6 +126,15 @@ class CNN:
         return self.hidden
 
 
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """`F.conv2d`; for lanes as a product with patches, since oneDNN's grouped convolutions round by the number of groups."""
+    if torch.compiler.is_compiling() or not under_transform():
+        return F.conv2d(x, weight, bias, stride=stride)
+    k = weight.shape[-1]
+    patches = x.unfold(2, k, stride).unfold(3, k, stride).permute(0, 2, 3, 1, 4, 5).flatten(3)
+    return F.linear(patches, weight.flatten(1), bias).movedim(-1, 1)
+
+
 _HIDDEN = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RNNBase)
 
 
@@ -133,8 +142,17 @@ _HIDDEN = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RN
 class Module:
     """A user's own `nn.Module` class, built from the key and run functionally; see `module`."""
 
+    skeleton: ClassVar[nn.Module]  # of each value, on the meta device
+
     cls: type[nn.Module]
     kwargs: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        # made here once: later would be inside a transform or a graph, where constructors may not draw
+        object.__setattr__(self, "skeleton", self._build("meta"))
+
+    def __reduce__(self) -> Any:
+        return Module, (self.cls, self.kwargs)
 
     def _build(self, device: str) -> nn.Module:
         with torch.device(device):
@@ -160,9 +178,8 @@ class Module:
 
     def apply(self, tensors: Tensors, x: Tensor) -> Tensor:
         """The module's output with these parameters (a group may hold others besides)."""
-        skeleton = _skeleton(self)
-        own = {n: tensors[n] for n, _ in skeleton.named_parameters()}
-        return torch.func.functional_call(skeleton, own, (x,))
+        own = {n: tensors[n] for n, _ in self.skeleton.named_parameters()}
+        return torch.func.functional_call(self.skeleton, own, (x,))
 
     def width(self, shape: tuple[int, ...]) -> int:
         """The size of the last axis of its output, found on the meta device.
@@ -171,15 +188,10 @@ class Module:
         """
         try:
             with torch.no_grad():
-                out = self._build("meta")(torch.zeros((1, *shape), device="meta"))
+                out = self.skeleton(torch.zeros((1, *shape), device="meta"))
         except (RuntimeError, TypeError, ValueError, IndexError) as e:
             raise CompositionError(f"{self.cls.__name__} does not take observations of shape {shape}: {e}") from e
         return int(out.shape[-1])
-
-
-@functools.lru_cache(maxsize=64)
-def _skeleton(config: Module) -> nn.Module:
-    return config._build("meta")
 
 
 def module(cls: type[nn.Module], **kwargs: Any) -> Module:

@@ -8,7 +8,8 @@ graph means compiling again.
 """
 
 import dataclasses
-from typing import Any, NoReturn, TypeVar, dataclass_transform
+from collections.abc import Callable
+from typing import Any, Generic, NoReturn, TypeVar, dataclass_transform
 
 import torch
 from torch.utils import _pytree as torch_pytree
@@ -102,6 +103,21 @@ def record(cls: type[T]) -> type[T]:
 def fields_of(cls: type) -> Fields:
     """The fields of a record class by kind."""
     return cls.__fields__  # type: ignore[attr-defined]
+
+
+class cached(Generic[T]):  # noqa: N801
+    """A property of a record, computed once; in a graph each time it is read (functools' takes a lock, which a graph
+    can't).
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self.compute, self.__doc__ = compute, compute.__doc__
+
+    def __get__(self, x: Any, owner: Any = None) -> T:
+        value = self.compute(x)
+        if not torch.compiler.is_compiling():
+            x.__dict__[self.compute.__name__] = value
+        return value
 
 
 def is_record(x: Any) -> bool:

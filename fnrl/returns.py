@@ -26,7 +26,7 @@ def reverse_scan(x: Tensor, decay: Scalar) -> Tensor:
         decay: a number, or an array that broadcasts to the shape of x.
     """
     steps, k = x.shape[0], 1
-    y, d = x, torch.as_tensor(decay, dtype=x.dtype, device=x.device).expand_as(x)[:-1]
+    y, d = x, _expand(decay, x)[:-1]
     while k < steps:
         y = torch.cat([y[:-k] + d * y[k:], y[-k:]])
         d = d[:-k] * d[k:]
@@ -41,8 +41,7 @@ def forward_scan(x: Tensor, decay: Scalar) -> Tensor:
         x: [T, ...].
         decay: a number, or an array that broadcasts to the shape of x.
     """
-    d = torch.as_tensor(decay, dtype=x.dtype, device=x.device).expand_as(x)
-    return reverse_scan(x.flip(0), d.flip(0)).flip(0)
+    return reverse_scan(x.flip(0), _expand(decay, x).flip(0)).flip(0)
 
 
 def gae(
@@ -152,6 +151,10 @@ def vtrace(
     error = reverse_scan(rho * delta, inside * ratio.clamp(max=clip_c))
     next_error = torch.cat([error[1:], torch.zeros_like(error[:1])])
     return rho * (delta + inside * next_error), value + error
+
+
+def _expand(decay: Scalar, x: Tensor) -> Tensor:
+    return torch.as_tensor(decay, dtype=x.dtype, device=x.device).expand_as(x)
 
 
 def _same_shape(**arrays: Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnrl.record import host, record, static
+from fnrl.record import cached, host, record, static
 
 Tree = Any  # a tensor, or a record, tuple, list or dict of trees; `()` is "nothing"
 
@@ -69,7 +69,7 @@ class Params:
     vector: Tensor
     layout: Layout = static()
 
-    @cached_property
+    @cached
     def groups(self) -> dict[str, dict[str, Tensor]]:
         """The parameters by group and by the rest of their names, taken apart by one split (once a record)."""
         parts = self.vector.split_with_sizes(self.layout.sizes)
@@ -140,7 +140,7 @@ class Normaliser:
     moments: Moments
     clip: float = static()
 
-    @cached_property
+    @cached
     def _affine(self) -> tuple[Tensor, Tensor]:
         m = self.moments
         scale = torch.where(m.count > 0, torch.rsqrt(m.m2 / m.count.clamp(min=1.0) + 1e-8), 1.0)

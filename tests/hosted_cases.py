@@ -214,6 +214,35 @@ class Old(Count):
         return super().step(action)[:4]
 
 
+class Bare(Count):
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0]
+
+
+class Varied(Count):
+    """Has one more number to show each time it is opened."""
+
+    opened = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).opened += 1
+        self.observation_space = Box(-1.0, 1e9, (4 + self.opened,), np.float32)
+
+    def obs(self):
+        return np.zeros(self.observation_space.shape, np.float32)
+
+
+class Stuck(Elsewhere):
+    """Opens in the process that probed it, and nowhere else, without saying so."""
+
+    def __init__(self) -> None:
+        try:
+            super().__init__()
+        except FileNotFoundError:
+            time.sleep(100)
+
+
 def limited(env):
     return TimeLimit(env, 3)
 

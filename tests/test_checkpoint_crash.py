@@ -110,6 +110,9 @@ def test_a_directory_that_can_not_be_written(tmp_path: Path, monkeypatch: Any) -
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="can't be written"):
         Checkpoints(tmp_path / "file" / "run")
+    with failing(-1, OSError()) as seen:
+        Checkpoints(tmp_path / "new" / "run").close()
+    assert seen.count("fsync") == 2, "a new directory lasts when the one above it is synced"
     with failing(0, OSError(errno.EROFS, "read-only")), pytest.raises(CheckpointError, match="read-only"):
         Checkpoints(tmp_path / "run")
     monkeypatch.setattr(Path, "write_text", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))

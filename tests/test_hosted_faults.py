@@ -13,11 +13,14 @@ import torch
 from hosted_cases import (
     MODES,
     BadReset,
+    Bare,
     Count,
     Elsewhere,
     Odd,
     Old,
+    Stuck,
     UnpicklableError,
+    Varied,
     Walk,
     children,
     key_of,
@@ -106,6 +109,15 @@ def test_an_idle_process_that_is_killed_is_a_fault():
     assert children() == []
 
 
+def test_a_process_that_hangs_before_its_first_step_is_a_fault():
+    env = gym(Stuck, 2, processes=True, deadline=0.5)
+    with pytest.raises(
+        EnvironmentFault, match=r"environment 0, episode 0 .*reset: its process gave no answer within 0.5 s"
+    ):
+        env.init(key_of(0))
+    assert children() == []
+
+
 @MODES
 def test_a_broken_reset_is_named(processes):
     env = gym(BadReset, 2, processes=processes, limit=2)  # the probe resets four times, this one a fifth
@@ -132,6 +144,18 @@ def test_declarations_are_checked_when_probed():
         gym(Odd, how="dtype", always=True)
     with pytest.raises(EnvironmentFault, match=r"Old, probe, seed 1, step 1: step returned 4 values, expected \(obs"):
         gym(Old)
+    with pytest.raises(
+        EnvironmentFault, match=r"Bare, probe, seed 0, reset: reset returned a ndarray, expected \(obs, info\)"
+    ):
+        gym(Bare)
+    unprobed = gym(Old, exact=False)  # opened and reset, never stepped
+    with pytest.raises(EnvironmentFault, match=r"environment 0, .*step 1: step returned 4 values"):
+        unprobed.step(unprobed.init(key_of(0)), torch.tensor([3]))
+
+
+def test_every_simulator_must_be_as_its_probe():
+    with pytest.raises(EnvironmentFault, match=r"Varied, environment 0, episode 0 .*opened with .*its probe had "):
+        gym(Varied).init(key_of(0))
 
 
 def test_an_interrupted_step_leaves_a_state_to_save():

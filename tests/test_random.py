@@ -94,7 +94,6 @@ def test_the_counter_is_64_bits_wide(words, start):
 @pytest.mark.parametrize("size", [0, 1, 4, 5, 16, 17, 100])
 def test_blocks_do_not_show(monkeypatch, what, size):
     keys = lanes()
-    monkeypatch.setattr(random, "_SEGMENT", 2**31)
     whole = torch.stack([random._torch_draw(k, what, size) for k in keys])
     for name, n in (("_SEGMENT", 16), ("_CHUNK", 16), ("_CHUNK", 64), ("_FEW", 50)):
         with monkeypatch.context() as patch:
@@ -103,38 +102,21 @@ def test_blocks_do_not_show(monkeypatch, what, size):
             assert_same_bits(torch.stack([random._torch_draw(k, what, size) for k in keys]), whole)
 
 
-def test_a_long_draw_equals_jax():
-    k = random.key(3)
-    assert np.array_equal(unsigned(random.bits(k, (40_001,))), jax.random.bits(jax.random.key(3), (40_001,)))
-
-
 # jax as the oracle.
-
-
-@given(st.integers(0, 2**32 - 1))
-def test_key_equals_jax(seed):
-    assert np.array_equal(unsigned(random.key(seed)), jax.random.key_data(jax.random.key(seed)))
-    assert_same_bits(random.key(np.uint64(seed)), random.key(seed))
 
 
 @given(WORDS)
 def test_key_is_the_two_words_of_its_seed(words):
     assert unsigned(random.key((words[0] << 32) + words[1])).tolist() == list(words)
+    assert np.array_equal(unsigned(random.key(np.uint64(words[1]))), jax.random.key_data(jax.random.key(words[1])))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_draws_equal_jax(shape):
     @jax.jit
     def oracle(k):
-        bounds = {"minval": -0.3, "maxval": 2.7}
-        r = jax.random
-        return (
-            r.bits(k, shape),
-            r.uniform(k, shape),
-            r.uniform(k, shape, **bounds),
-            r.normal(k, shape),
-            r.gumbel(k, shape),
-        )
+        r, bounded = jax.random, jax.random.uniform(k, shape, minval=-0.3, maxval=2.7)
+        return r.bits(k, shape), r.uniform(k, shape), bounded, r.normal(k, shape), r.gumbel(k, shape)
 
     @given(WORDS)
     def check(words):
@@ -189,13 +171,6 @@ def test_randint_equals_jax(words, bounds):
         x = random.randint(ours(words), (9,), low, high)
         assert x.dtype == torch.int64
         assert np.array_equal(x.numpy(), randint_oracle(theirs(words), np.int32(low), np.int32(high)))
-
-
-@given(WORDS)
-def test_randint_of_all_32_bits_is_the_low_word(words):
-    k = ours(words)
-    low = random.bits(random.split(k)[1], (9,))
-    assert torch.equal(random.randint(k, (9,), -(2**31), 2**31), (low.long() & 0xFFFFFFFF) - 2**31)
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
@@ -257,7 +232,7 @@ def everything(k):
 
 
 def test_traced_whole_it_gives_the_same_bits():
-    names = ["split", "fold_in_tensor", "uniform_bounds", "categorical", "randint", "permutation"]
+    names = ["split", "fold_in_tensor", "categorical", "randint", "permutation"]
     k = random.key(11)
     traced = torch.compile(lambda k: [EVERY[name](k) for name in names], backend="eager", fullgraph=True)(k)
     for name, value in zip(names, traced, strict=True):
@@ -275,26 +250,17 @@ def test_traced_with_other_arguments():
 
 
 def test_compiled_it_gives_the_same_bits():
-    n = (4001,)
+    def draw(k):
+        return random.normal(k, (4001,))
 
-    def f(
-        k,
-    ):  # what `uniform`, `normal` and `gumbel` compute, of one call of the generator: each takes seconds to compile
-        b = random.bits(k, n)
-        return b, *(random._TRANSFORMS[what](random._TORCH, b) for what in ("unit", "normal", "gumbel"))
-
-    draws = (random.bits, random.uniform, random.normal, random.gumbel)
-    for x, draw in zip(torch.compile(vmap(f), fullgraph=True)(lanes(3)), draws, strict=True):
-        assert_same_bits(x, vmap(lambda k, draw=draw: draw(k, n))(lanes(3)))
+    assert_same_bits(torch.compile(vmap(draw), fullgraph=True)(lanes(3)), vmap(draw)(lanes(3)))
 
 
 def test_a_key_elsewhere_keeps_its_device():
     k = random.key(0).to("meta")
-    for name, f in EVERY.items():
-        if not name.startswith("categorical"):
-            assert f(k).is_meta
-            assert f(k).shape == f(random.key(0)).shape
-            assert f(k).dtype == f(random.key(0)).dtype
+    assert random.split(k).is_meta
+    assert random.normal(k, (2, 3)).is_meta
+    assert random.fold_in(k, torch.tensor(1)).is_meta
 
 
 def test_operators_are_well_formed():
@@ -333,24 +299,9 @@ def test_keys_do_not_collide():
     assert len(keys.unique(dim=0)) == len(keys) == 64 + 4096 + 16384 + 1000
 
 
-def test_neighbouring_keys_draw_independently():
-    x = vmap(lambda k: random.normal(k, (500,)))(torch.stack([random.key(seed) for seed in range(60)]))
-    y = vmap(lambda k: random.normal(k, (500,)))(random.split(random.key(0), 60))
-    correlations = torch.corrcoef(torch.cat([x, y])) - torch.eye(120)
-    assert correlations.abs().max() < 6 / 500**0.5
-
-
 @given(WORDS)
 def test_seed_of_is_31_bits(words):
-    seed = random.seed_of(ours(words))
-    assert type(seed) is int
-    assert seed == int(unsigned(random.bits(ours(words)))) % 2**31
-
-
-def test_seeds_spread():
-    seeds = np.array([random.seed_of(k) for k in random.split(random.key(0), 2000)])
-    assert len(set(seeds.tolist())) == 2000
-    assert stats.kstest(seeds / 2**31, "uniform").pvalue > 1e-3
+    assert random.seed_of(ours(words)) == int(unsigned(random.bits(ours(words)))) % 2**31
 
 
 # Distributions.
@@ -364,24 +315,22 @@ def test_each_bit_is_fair():
     assert (np.abs(ones - N / 2) < 5 * (N / 4) ** 0.5).all()
 
 
-def test_uniform_is_uniform():
-    u = random.uniform(random.key(1), (N,)).numpy()
-    assert u.min() >= 0
-    assert u.max() < 1
-    assert (u * 2**23 == np.round(u * 2**23)).all()
-    assert stats.kstest(u, "uniform").pvalue > 1e-3
-    v = random.uniform(random.key(2), (N,), -3.0, 5.0).numpy()
-    assert stats.kstest(v, stats.uniform(-3, 8).cdf).pvalue > 1e-3
+@pytest.mark.parametrize(
+    ("draw", "law"),
+    [
+        (random.uniform, stats.uniform),
+        (lambda k, n: random.uniform(k, n, -3.0, 5.0), stats.uniform(-3, 8)),
+        (random.normal, stats.norm),
+        (random.gumbel, stats.gumbel_r),
+    ],
+)
+def test_floats_follow_their_law(draw, law):
+    assert stats.kstest(draw(random.key(1), (N,)).numpy(), law.cdf).pvalue > 1e-3
 
 
-def test_normal_is_normal():
-    x = random.normal(random.key(3), (N,)).numpy()
-    assert stats.kstest(x, "norm").pvalue > 1e-3
-    assert abs(stats.kurtosis(x)) < 5 * (24 / N) ** 0.5
-
-
-def test_gumbel_is_gumbel():
-    assert stats.kstest(random.gumbel(random.key(4), (N,)).numpy(), "gumbel_r").pvalue > 1e-3
+def test_uniform_is_a_multiple_below_one():
+    u = random.uniform(random.key(1), (N,)) * 2**23
+    assert torch.equal(u, u.round().clamp(0, 2**23 - 1))
 
 
 def test_categorical_has_its_probabilities():
@@ -392,8 +341,7 @@ def test_categorical_has_its_probabilities():
 
 
 def test_randint_is_uniform():
-    counts = (random.randint(random.key(6), (N,), -5, 8) + 5).bincount(minlength=13).numpy()
-    assert len(counts) == 13
+    counts = (random.randint(random.key(6), (N,), -5, 8) + 5).bincount(minlength=13)
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
@@ -422,42 +370,29 @@ K = random.key(0)
 LOGITS = torch.zeros(2, 3)
 REFUSED = [
     (lambda: random.key(-1), ValueError, r"seed must be in \[0, 2\*\*64\), got -1"),
-    (lambda: random.key(2**64), ValueError, "got 18446744073709551616"),
     (lambda: random.key(True), TypeError, "seed must be an integer, got bool True"),
     (lambda: random.key(1.0), TypeError, "got float 1.0"),
-    (lambda: random.key(np.float32(1)), TypeError, "seed must be an integer"),
     (lambda: random.key(torch.tensor(1)), TypeError, r"got torch.int64 \[\]"),
-    (lambda: random.key("0"), TypeError, "got str '0'"),
     (lambda: random.bits(0), TypeError, "a key is an int32 tensor .* got int 0"),
-    (lambda: random.split(K.long()), TypeError, r"got torch.int64 \[2\]"),
     (lambda: random.fold_in(K.numpy(), 1), TypeError, "got ndarray"),
     (lambda: random.normal(random.split(K, 3)), ValueError, r"shape \[2\], got \[3, 2\]; use torch.func.vmap"),
-    (lambda: random.split(K, 2)[0, :1] is random.split(K[:1]), ValueError, r"got \[1\]"),
     (lambda: random.split(K, -1), ValueError, "must not be negative"),
-    (lambda: random.split(K, 2.0), TypeError, "must be an integer, got float 2.0"),
     (lambda: random.fold_in(K, -1), ValueError, r"data must be in \[0, 2\*\*32\), got -1"),
     (lambda: random.fold_in(K, 2**32), ValueError, "got 4294967296"),
     (lambda: random.fold_in(K, False), TypeError, "data must be an integer, got bool False"),
-    (lambda: random.fold_in(K, "worker"), TypeError, "got str 'worker'"),
     (lambda: random.fold_in(K, torch.tensor(1.0)), TypeError, r"got torch.float32 \[\]"),
-    (lambda: random.fold_in(K, torch.tensor(True)), TypeError, r"got torch.bool \[\]"),
     (lambda: random.fold_in(K, torch.arange(3)), TypeError, r"got torch.int64 \[3\]; use vmap"),
     (lambda: random.normal(K, 5), TypeError, r"got 5; write \(5,\)"),
-    (lambda: random.normal(K, (2, -1)), ValueError, r"must not be negative, got \(2, -1\)"),
     (lambda: random.normal(K, (2.0,)), TypeError, "a dimension must be an integer, got float 2.0"),
     (lambda: random.uniform(K, (), 1.0, 0.0), ValueError, "minval=1.0, maxval=0.0"),
     (lambda: random.uniform(K, (), float("nan"), 1.0), ValueError, "minval=nan"),
-    (lambda: random.uniform(K, (), 0.0, float("inf")), ValueError, "maxval=inf"),
     (lambda: random.uniform(K, (), -3e38, 3e38), ValueError, "finite float32"),
     (lambda: random.randint(K, (), 3, 3), ValueError, "minval=3, maxval=3"),
-    (lambda: random.randint(K, (), 0, 2**31 + 1), ValueError, "maxval=2147483649"),
     (lambda: random.randint(K, (), -(2**31) - 1, 0), ValueError, "minval=-2147483649"),
     (lambda: random.randint(K, (), 0.0, 5), TypeError, "minval must be an integer, got float 0.0"),
     (lambda: random.categorical(K, LOGITS.long()), TypeError, r"got torch.int64 \[2, 3\]"),
     (lambda: random.categorical(K, [0.0, 1.0]), TypeError, "logits must be a floating-point tensor, got list"),
     (lambda: random.categorical(K, LOGITS, 2), ValueError, r"axis 2 is out of range for logits \[2, 3\]"),
-    (lambda: random.categorical(K, LOGITS, -3), ValueError, "axis -3"),
-    (lambda: random.categorical(K, torch.tensor(0.0)), ValueError, "out of range"),
     (lambda: random.categorical(K, torch.zeros(2, 0)), ValueError, "no class along axis -1"),
     (lambda: random.permutation(K, -1), ValueError, "must not be negative"),
 ]

@@ -148,7 +148,9 @@ class OnPolicyActorCritic:
 
     def _features(self, groups: Groups, obs: Tensor) -> Tensor:
         space = self.spec.obs
-        x = F.one_hot(obs, space.n).float() if isinstance(space, Discrete) else obs
+        x = obs
+        if isinstance(space, Discrete):  # not F.one_hot, which reads its input: it fails under vmap of grad
+            x = (obs[..., None] == torch.arange(space.n, device=obs.device)).float()
         if x.dtype == torch.uint8:
             x = x.float() / 255.0
         if self.torso is not None:

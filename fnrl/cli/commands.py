@@ -96,7 +96,7 @@ def _resume(words: Words) -> int:
 
 
 def _run(learner: fnrl.Learner, quiet: bool) -> int:
-    where = learner.directory
+    where = min(str(learner.directory), os.path.relpath(str(learner.directory)), key=len)
     with learner:
         if not quiet:
             print(f"{learner.scheme.parts.env.spec.name} in {where}: Ctrl-C saves and stops", flush=True)

@@ -31,7 +31,7 @@ Array = np.ndarray[Any, Any]
 Make = Callable[[], Any]
 
 _TRIAL = 16  # steps of an episode of a probe
-_GRACE = 1.0  # seconds that workers get to close after one of them failed
+_GRACE = 1.0  # seconds that workers get to close after one of them hung or died
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,7 +338,6 @@ class Subprocesses:
 
     def _refuse(self, info: dict[str, Any]) -> None:
         if info:
-            self.grace = _GRACE
             raise SimulatorError({i: f for i, f in enumerate(info["fault"]) if f is not None})
 
     @contextlib.contextmanager
@@ -361,7 +360,7 @@ class Subprocesses:
         return {i: Fault(f"its process died (exit code {w.exitcode})", error) for i, w in dead.items()}
 
     def close(self) -> None:
-        """Asks every worker to close, and kills those that don't within the deadline (1 s after a fault)."""
+        """Asks every worker to close, and kills those that don't within the deadline (1 s once one hung or died)."""
         vector = self.vector
         if vector.closed:
             return

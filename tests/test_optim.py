@@ -1,0 +1,189 @@
+"""Optimisers step for step against torch.optim and optax; masks, groups and clipping by law."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fnrl import tree
+from fnrl.optim import SGD, Adam, RMSProp, clip_by_global_norm, clip_by_group_norm, polyak
+from fnrl.types import Params
+
+SHAPES = {"policy.weight": (3, 2), "policy.bias": (3,), "value.weight": (1, 2), "value.bias": (1,)}
+GROUPS = (9, 3)
+
+
+def params_of(seed: int) -> Params:
+    generator = torch.Generator().manual_seed(seed)
+    return Params.of({n: torch.randn(s, generator=generator) for n, s in SHAPES.items()})
+
+
+def grads_of(seed: int, steps: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1000 + seed)
+    scale = 10.0 ** torch.randint(-3, 3, (steps, 1), generator=generator)
+    return list(torch.randn(steps, 12, generator=generator) * scale)
+
+
+def ours(optimiser, params, grads, lr, mask=()):
+    state = optimiser.init(params)
+    for g in grads:
+        params, state = optimiser.update(g, state, params, lr, mask)
+    return params, state
+
+
+def theirs(make, params, grads):
+    leaf = torch.nn.Parameter(params.vector.clone())
+    optimiser = make([leaf])
+    for g in grads:
+        leaf.grad = g.clone()
+        optimiser.step()
+    return leaf.detach()
+
+
+PAIRS = {
+    "adam": (Adam(), lambda p: torch.optim.Adam(p, lr=0.01, eps=1e-5)),
+    "adam-other": (Adam(b1=0.5, b2=0.9, eps=1e-2), lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.9), eps=1e-2)),
+    "adamw": (Adam(decay=0.3), lambda p: torch.optim.AdamW(p, lr=0.01, eps=1e-5, weight_decay=0.3)),
+    "rmsprop": (RMSProp(), lambda p: torch.optim.RMSprop(p, lr=0.01, alpha=0.99, eps=1e-5)),
+    "rmsprop-other": (RMSProp(decay=0.7, eps=1e-2), lambda p: torch.optim.RMSprop(p, lr=0.01, alpha=0.7, eps=1e-2)),
+    "sgd": (SGD(), lambda p: torch.optim.SGD(p, lr=0.01)),
+    "momentum": (SGD(momentum=0.8), lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.8)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@settings(max_examples=15)
+@given(seed=st.integers(0, 10_000), steps=st.integers(1, 20))
+def test_steps_are_those_of_torch_optim(name, seed, steps):
+    optimiser, make = PAIRS[name]
+    params, grads = params_of(seed), grads_of(seed, steps)
+    mine, _ = ours(optimiser, params, grads, torch.tensor(0.01))
+    torch.testing.assert_close(mine.vector, theirs(make, params, grads), rtol=2e-5, atol=1e-6)
+
+
+def test_adam_is_optax_adam():
+    params, grads = params_of(0), grads_of(0, 12)
+    mine, _ = ours(Adam(), params, grads, torch.tensor(0.01))
+    optimiser, x = optax.adam(0.01, eps=1e-5), jnp.asarray(params.vector.numpy())
+    state = optimiser.init(x)
+    for g in grads:
+        update, state = optimiser.update(jnp.asarray(g.numpy()), state)
+        x = optax.apply_updates(x, update)
+    np.testing.assert_allclose(mine.vector.numpy(), np.asarray(x), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimiser", [Adam(decay=0.1), RMSProp(), SGD(momentum=0.9)])
+def test_a_masked_group_does_not_move_and_neither_does_its_memory(optimiser):
+    params, grads = params_of(1), grads_of(1, 6)
+    lr = torch.tensor(0.01)
+    halfway, state = ours(optimiser, params, grads[:3], lr)
+    moved, after = optimiser.update(grads[3], state, halfway, lr, torch.tensor([False, True]))
+    free, unmasked = optimiser.update(grads[3], state, halfway, lr)
+    assert tree.same_bits(moved.vector[:9].clone(), halfway.vector[:9].clone())
+    assert tree.same_bits(moved.vector[9:].clone(), free.vector[9:].clone())
+    for name in type(state).__fields__.data:
+        old, new, full = (getattr(s, name) for s in (state, after, unmasked))
+        cut = 9 if old.shape == params.vector.shape else 1
+        assert torch.equal(new[:cut], old[:cut]), name
+        assert torch.equal(new[cut:], full[cut:]), name
+        assert not torch.equal(new[cut:], old[cut:]), name
+    still, same = optimiser.update(grads[3], state, halfway, lr, torch.tensor(False))
+    assert tree.same_bits((still, same), (halfway, state))
+    all_, every = optimiser.update(grads[3], state, halfway, lr, torch.tensor(True))
+    assert tree.same_bits((all_, every), (free, unmasked))
+
+
+@pytest.mark.parametrize("optimiser", [Adam(decay=0.1), RMSProp(), SGD(momentum=0.9)])
+def test_a_rate_per_group_is_that_rate_alone(optimiser):
+    params, grads = params_of(2), grads_of(2, 5)
+    both, _ = ours(optimiser, params, grads, torch.tensor([0.01, 0.5]))
+    slow, _ = ours(optimiser, params, grads, torch.tensor(0.01))
+    fast, _ = ours(optimiser, params, grads, torch.tensor(0.5))
+    torch.testing.assert_close(both.vector, torch.cat([slow.vector[:9], fast.vector[9:]]), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimiser", [Adam(), RMSProp(), SGD(momentum=0.9)])
+def test_lanes_are_solo_runs_and_inputs_stay(optimiser):
+    lanes = [params_of(i) for i in range(3)]
+    grads = torch.stack([grads_of(i, 1)[0] for i in range(3)])
+    states = [optimiser.init(p) for p in lanes]
+    stacked, state = tree.stack(lanes), tree.stack(states)
+    before = [x.clone() for x in tree.leaves((stacked, state, grads))]
+    lr = torch.tensor([0.1, 0.2, 0.3])
+    moved, after = torch.func.vmap(optimiser.update)(grads, state, stacked, lr)
+    assert tree.same_bits(before, tree.leaves((stacked, state, grads)))
+    for i in range(3):
+        alone, memory = optimiser.update(grads[i], states[i], lanes[i], lr[i])
+        torch.testing.assert_close(moved.vector[i], alone.vector, rtol=1e-6, atol=1e-7)
+        for a, b in zip(tree.leaves(tree.index(after, i)), tree.leaves(memory), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@given(seed=st.integers(0, 10_000), limit=st.floats(1e-3, 1e3))
+def test_clip_by_global_norm(seed, limit):
+    g = grads_of(seed, 1)[0]
+    clipped, norm = clip_by_global_norm(g, torch.tensor(limit))
+    leaf = torch.nn.Parameter(g.clone())
+    leaf.grad = g.clone()
+    expected = torch.nn.utils.clip_grad_norm_([leaf], limit)
+    torch.testing.assert_close(norm, expected, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(clipped, leaf.grad, rtol=1e-5, atol=1e-9)
+    assert float(clipped.norm()) <= limit * (1 + 1e-5)
+    if float(norm) < limit * (1 - 1e-4):
+        assert torch.equal(clipped, g)
+
+
+def test_clip_of_a_zero_gradient_is_finite():
+    clipped, norm = clip_by_global_norm(torch.zeros(12), torch.tensor(0.5))
+    assert torch.equal(clipped, torch.zeros(12))
+    assert float(norm) == 0.0
+
+
+@given(seed=st.integers(0, 10_000))
+def test_clip_by_group_norm_is_global_norm_of_each_group(seed):
+    g, layout = grads_of(seed, 1)[0], params_of(0).layout
+    limits = torch.tensor([0.1, 2.0])
+    clipped, norms = clip_by_group_norm(g, layout, limits)
+    for part, limit, norm, out in zip(g.split(GROUPS), limits, norms, clipped.split(GROUPS), strict=True):
+        expected, expected_norm = clip_by_global_norm(part, limit)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(norm, expected_norm)
+    one, _ = clip_by_group_norm(g, layout, torch.tensor(0.3))
+    same, _ = clip_by_group_norm(g, layout, torch.tensor([0.3, 0.3]))
+    assert torch.equal(one, same)
+
+
+@given(seed=st.integers(0, 10_000), tau=st.floats(0.0, 1.0))
+def test_polyak(seed, tau):
+    target, online = grads_of(seed, 2)
+    torch.testing.assert_close(polyak(target, online, torch.tensor(tau)), (1 - tau) * target + tau * online)
+    assert torch.equal(polyak(target, online, torch.tensor(1.0)), online)
+    assert torch.equal(polyak(target, online, torch.tensor(0.0)), target)
+
+
+def test_defaults_and_ranges():
+    assert (Adam().b1, Adam().b2, Adam().eps, Adam().decay) == (0.9, 0.999, 1e-5, 0.0)
+    assert (RMSProp().decay, RMSProp().eps, SGD().momentum) == (0.99, 1e-5, 0.0)
+    for make, bad in (
+        (Adam, {"b1": 1.1}),
+        (Adam, {"b2": -0.1}),
+        (Adam, {"eps": -1e-9}),
+        (Adam, {"decay": -1.0}),
+        (Adam, {"b1": -0.1}),
+        (Adam, {"b2": 1.1}),
+        (RMSProp, {"decay": 1.1}),
+        (RMSProp, {"decay": -0.1}),
+        (RMSProp, {"eps": -1.0}),
+        (SGD, {"momentum": 1.1}),
+        (SGD, {"momentum": -0.1}),
+    ):
+        with pytest.raises(ValueError, match="out of range"):
+            make(**bad)
+    Adam(b1=0.0, b2=1.0, eps=0.0, decay=0.0)
+    Adam(b1=1.0, b2=0.0)
+    RMSProp(decay=0.0, eps=0.0)
+    RMSProp(decay=1.0)
+    SGD(momentum=1.0)
