@@ -20,6 +20,7 @@ from scipy.stats import trim_mean
 
 import fnrl
 from fnrl.checkpoint import Checkpoints
+from fnrl.testing import probes
 
 SEEDS = (100, 200, 300, 400, 500)
 SB3 = "stable-baselines3==2.9.2"
@@ -48,6 +49,13 @@ def halfcheetah() -> fnrl.Scheme:
     return fnrl.Scheme(parts, fnrl.centralised(fnrl.gradients(fnrl.collect)))
 
 
+PROBES = (
+    probes.ConstantReward,
+    probes.ObservationReward,
+    probes.DiscountedReward,
+    probes.ActionReward,
+    probes.ActionObservationReward,
+)
 SCHEMES = {"ppo-cartpole": cartpole, "ppo-halfcheetah": halfcheetah}
 
 
@@ -149,6 +157,25 @@ def sb3(args: argparse.Namespace, marks: list[int]) -> dict[int, dict[str, list[
         return dict(zip(SEEDS, pool.map(one, SEEDS), strict=True))
 
 
+def case_probes(args: argparse.Namespace) -> Iterator[Row]:
+    """PPO on the five probing environments, discrete and continuous: every value within 0.05 of the known one."""
+    torch.set_num_threads(1)
+    for make in PROBES:
+        for continuous in (False, True):
+            env = make(num_envs=32, continuous=continuous)
+            actor = fnrl.OnPolicyActorCritic(env.spec, fnrl.MLP((32,)), fnrl.MLP((32,)), log_std=-1.0)
+            algo = fnrl.PPO(lr=fnrl.Linear(1e-2, 0.0, steps=300 * 512), gamma=0.9, entropy_coef=0.0)
+            parts = fnrl.Parts(env, actor, algo, fnrl.GAE(steps=16))
+            scheme = fnrl.Scheme(parts, fnrl.centralised(fnrl.gradients(fnrl.collect)))
+            state, _ = scheme.step(scheme.init(fnrl.key(0)), 300 * algo.plan.updates)
+            obs = env.observations
+            no = torch.zeros(1, len(obs), dtype=torch.bool)
+            value, _ = actor.values(state.weights.params, obs[None], actor.memory(len(obs)), no)
+            off = float((value[0] - env.value(obs, 0.9)).abs().max())
+            kind = "continuous" if continuous else "discrete"
+            yield Row("probes", f"{make.__name__}, {kind}: error of the value", off, 0.05, above=False)
+
+
 if __name__ == "__main__":
     if "--seed-run" in sys.argv:
         at = sys.argv.index("--seed-run")
@@ -157,7 +184,7 @@ if __name__ == "__main__":
     else:
         main(
             __doc__ or "",
-            {"ppo-cartpole": case_cartpole, "ppo-halfcheetah": case_halfcheetah},
+            {"probes": case_probes, "ppo-cartpole": case_cartpole, "ppo-halfcheetah": case_halfcheetah},
             dir={"type": Path, "default": Path("runs/benchmarks"), "help": "where runs are kept"},
             jobs={"type": int, "default": 2, "help": "seeds trained at once"},
             until={"type": int, "default": 1_000_000, "help": "leave out marks beyond this many steps"},

@@ -1,7 +1,7 @@
 """Mutation testing of the mathematics: change one thing in a module, run its tests, and see whether they notice.
 
 Each mutant is a forked process with the changed source in place of the module, so torch and the oracles are imported
-once. A mutant that hangs counts as noticed. Survivors are printed as diffs; `docs/mutation.md` explains them.
+once. A mutant that hangs counts as noticed. Survivors are printed as diffs.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Four seeds as lanes of one program: every tensor of the state has a leading axis `[4]`.
 
-    python examples/lanes.py
+python examples/lanes.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """One level down: collect, append, batches, grad and apply called by hand, without any topology.
 
-    python examples/loop_parts.py
+python examples/loop_parts.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """The training loop in your own hands, at the level of a scheme: PPO on CartPole in one process.
 
-    python examples/loop_scheme.py
+python examples/loop_scheme.py
 """
 
 import torch

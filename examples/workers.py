@@ -1,6 +1,6 @@
 """The same training on two workers: in this process, and in Ray cells, with the same bits.
 
-    python examples/workers.py
+python examples/workers.py
 """
 
 import torch

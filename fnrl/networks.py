@@ -127,7 +127,7 @@ class CNN:
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-    """`F.conv2d`; for lanes as a product with patches, since oneDNN's grouped convolutions round by the number of groups."""
+    """`F.conv2d`; of lanes as a product with patches: oneDNN's grouped convolutions round by the number of groups."""
     if torch.compiler.is_compiling() or not under_transform():
         return F.conv2d(x, weight, bias, stride=stride)
     k = weight.shape[-1]

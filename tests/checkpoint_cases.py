@@ -93,5 +93,3 @@ def nodes(x: Any) -> list[tuple[Any, Any]]:
     """(container, key) of every place in JSON."""
     pairs = list(x.items() if isinstance(x, dict) else enumerate(x) if isinstance(x, list) else ())
     return [(x, k) for k, _ in pairs] + [place for _, v in pairs for place in nodes(v)]
-
-

@@ -255,5 +255,3 @@ def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
         assert newest(tmp_path).step == 0  # reading takes no lock
     runs.close()
     Checkpoints(tmp_path).close()
-
-

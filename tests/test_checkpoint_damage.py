@@ -271,5 +271,3 @@ def test_classes_that_are_not_here_or_have_changed(run_dir: Path) -> None:
     assert "['outside']" in says[3]
     assert "['inside']" in says[3]
     assert says[4].endswith("refused by the class here: n = -1")
-
-

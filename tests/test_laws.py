@@ -62,7 +62,6 @@ ACTORS = {
     "memory": actor(recurrent=GRU(5)),
     "memory over images": actor(IMAGE, Box((3,), -1.0, 1.0), torso=TINY, recurrent=GRU(5)),
 }
-COMPILED = ("box with bounds of its own", "memory over images")
 
 ALGORITHMS = {
     "ppo": (PPO(),),
@@ -71,9 +70,9 @@ ALGORITHMS = {
         actor(action=Box((2,), -1.0, 1.0)),
         Returns(steps=5),
     ),
-    "ppo with memory": (PPO(minibatches=1), actor(recurrent=GRU(4)), GAE(steps=5)),
+    "ppo with memory": (PPO(minibatches=1), actor(recurrent=GRU(4)), GAE(steps=3)),
     "a2c": (A2C(),),
-    "a2c with sgd and memory": (A2C(optimiser=SGD(momentum=0.9)), actor(Discrete(3), recurrent=GRU(3))),
+    "a2c with sgd and memory": (A2C(optimiser=SGD(momentum=0.9)), actor(Discrete(3), recurrent=GRU(3)), GAE(steps=4)),
     "weight decay": (A2C(optimiser=Adam(decay=0.1), normalise_advantage=True),),
 }
 STORAGES = {"gae": GAE(steps=6), "one step": GAE(steps=1, gae_lambda=0.0), "returns": Returns(steps=5)}
@@ -83,17 +82,21 @@ RANDOM_FIRST = (CartPole, probes.ObservationReward, probes.ActionObservationRewa
 
 @pytest.mark.parametrize("name", ACTORS)
 def test_actors(name):
-    check_actor(ACTORS[name], max_examples=3, compiled=name in COMPILED)
+    check_actor(ACTORS[name], max_examples=2, compiled=name == "a network of one's own")
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_algorithms(name):
-    check_algorithm(*ALGORITHMS[name], max_examples=3, compiled=name in ("every option of ppo", "ppo with memory"))
+    check_algorithm(*ALGORITHMS[name], max_examples=2, compiled=name == "every option of ppo")
 
 
 @pytest.mark.parametrize("name", STORAGES)
 def test_storages(name):
-    check_storage(STORAGES[name], max_examples=3, compiled=name == "gae")
+    check_storage(STORAGES[name], max_examples=2)
+
+
+def test_a_storage_compiles():
+    check_storage(GAE(steps=3), actor(), max_examples=1, compiled=True)
 
 
 @pytest.mark.parametrize("name", PURE)
@@ -135,4 +138,4 @@ NODES = {
 
 @pytest.mark.parametrize("name", NODES)
 def test_nodes(name):
-    check_node(*NODES[name], max_examples=2)
+    check_node(*NODES[name], max_examples=1 if "simulators" in name else 2)

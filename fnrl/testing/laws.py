@@ -141,11 +141,14 @@ def check_value(component: Any) -> None:
         raise LawError(f"{label(component)} breaks the law '{VALUE}': {type(e).__name__}: {e}") from e
     if copy != component or hash(copy) != known or repr(copy) != text:
         broken(component, VALUE, f"its copy by pickle is another value, {label(copy)}")
+    names = [f.name for f in dataclasses.fields(component)] if dataclasses.is_dataclass(component) else ["a"]
     try:
-        component.changed = None
+        for name in names:
+            setattr(component, name, getattr(component, name, None))
     except dataclasses.FrozenInstanceError:
         return
-    broken(component, VALUE, "its attributes can be set: decorate its class with @fnrl.component")
+    if names:
+        broken(component, VALUE, f"its {names[0]} can be set: decorate its class with @fnrl.component")
 
 
 def check_saved(component: Any, what: str, state: Any) -> None:
@@ -212,11 +215,19 @@ def difference(x: Any, y: Any) -> str:
 
 
 def _pairs(subject: Any, law: str, a: Any, b: Any, *names: str, host: bool) -> Iterator[tuple[str, Tensor, Tensor]]:
-    one, two = tree.paths(a), tree.paths(b)
-    if tree.flatten(a, host=host)[1] != tree.flatten(b, host=host)[1]:
-        broken(subject, law, f"{names[0]} gives {tree.describe(a)}, {names[1]} {tree.describe(b)}")
-    for (path, x), (_, y) in zip(one, two, strict=True):
+    one, two = tree.flatten(a, host=host)[1], tree.flatten(b, host=host)[1]
+    if one != two:
+        broken(subject, law, f"{names[0]} and {names[1]} differ in structure: {_unlike(one, two)}")
+    for (path, x), (_, y) in zip(tree.paths(a), tree.paths(b), strict=True):
         yield path or "the result", x, y
+
+
+def _unlike(a: tree.Structure, b: tree.Structure) -> str:
+    """The first node at which two structures differ."""
+    if (a.kind, a.extra, len(a.children)) != (b.kind, b.extra, len(b.children)):
+        one, two = (f"{getattr(s.kind, '__name__', 'a tensor')}{s.extra} of {len(s.children)}" for s in (a, b))
+        return f"{label(one)} against {label(two)}"
+    return next(_unlike(c, d) for c, d in zip(a.children, b.children, strict=True) if c != d)
 
 
 def _leaves_of(method: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[tuple[str, Tensor]]:

@@ -171,7 +171,7 @@ def tensors(dtypes: tuple[torch.dtype, ...] = _DTYPES, max_dims: int = 3) -> st.
     """Tensors of any dtype and shape, empty ones and views among them."""
 
     def make(shape: list[int], dtype: torch.dtype, seed: int, turned: bool) -> Tensor:
-        x = torch.from_numpy(10.0 * np.random.default_rng(seed).normal(size=tuple(shape))).to(dtype)
+        x = torch.tensor(10.0 * np.random.default_rng(seed).normal(size=tuple(shape))).to(dtype)
         return x.movedim(0, -1) if turned and shape else x
 
     shapes = st.lists(st.integers(0, 3), max_size=max_dims)
