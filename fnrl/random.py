@@ -123,18 +123,16 @@ def categorical(key: Tensor, logits: Tensor, axis: int = -1) -> Tensor:
 def randint(key: Tensor, shape: Sequence[int], minval: int, maxval: int) -> Tensor:
     """Integers in [minval, maxval), int64 with the values of int32 `jax.random.randint`.
 
-    64 bits modulo the span, or 32 where it exceeds 2**16 (the bias is then up to span / 2**32). ValueError unless
-    -2**31 <= minval < maxval <= 2**31.
+    A 64-bit number modulo the span. ValueError unless -2**31 <= minval < maxval <= 2**31.
     """
     minval, maxval = _integer("minval", minval), _integer("maxval", maxval)
     if not -(2**31) <= minval < maxval <= 2**31:
         raise ValueError(f"randint needs -2**31 <= minval < maxval <= 2**31, got minval={minval}, maxval={maxval}")
     span = maxval - minval
-    first, second = split(key).unbind()
-    x = bits(second, shape).long() & _WORD
-    if span <= 2**16:  # beyond, the 32-bit arithmetic of jax loses the other word
-        x = x + (bits(first, shape).long() & _WORD) % span * (2**32 % span)
-    return minval + x % span
+    high, low = (bits(k, shape).long() & _WORD for k in split(key).unbind())
+    multiplier = ((2**16 % span) ** 2 & _WORD) % span
+    offset = ((high % span) * multiplier & _WORD) + low % span
+    return minval + (offset & _WORD) % span
 
 
 def permutation(key: Tensor, n: int) -> Tensor:

@@ -161,15 +161,15 @@ def test_keys_equal_jax(words, data):
 
 
 BOUND = st.integers(-(2**31), 2**31 - 1)
-SMALL = st.tuples(st.just(0), st.integers(1, 70_000) | st.sampled_from([2**16, 2**16 + 1]))
 randint_oracle = jax.jit(lambda k, low, high: jax.random.randint(k, (9,), low, high))
 
 
-@given(WORDS, st.tuples(BOUND, BOUND) | SMALL)
+@given(WORDS, st.tuples(BOUND, BOUND) | st.tuples(st.just(-1), st.integers(0, 70_000)))
 def test_randint_equals_jax(words, bounds):
     low, high = sorted(bounds)
     if low < high:
         x = random.randint(ours(words), (9,), low, high)
+        assert x.dtype == torch.int64
         assert np.array_equal(x.numpy(), randint_oracle(theirs(words), np.int32(low), np.int32(high)))
 
 
@@ -258,20 +258,23 @@ def test_compiled_it_gives_the_same_bits():
 
 def test_a_key_elsewhere_keeps_its_device():
     k = random.key(0).to("meta")
-    for x in (random.split(k), random.normal(k, (2, 3)), random.fold_in(k, torch.tensor(1))):
-        assert x.is_meta
+    assert random.split(k).is_meta
+    assert random.normal(k, (2, 3)).is_meta
+    assert random.fold_in(k, torch.tensor(1)).is_meta
 
 
 def test_operators_are_well_formed():
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(random._random_draw, (lanes(3), "normal", 7), test_utils=tests)
+    torch.library.opcheck(random._random_draw, (lanes(3), "bits", 0), test_utils=tests)
     torch.library.opcheck(random._random_keys, (lanes(1)[0], torch.arange(7, dtype=torch.int32)), test_utils=tests)
 
 
 def test_a_draw_changes_nothing_else():
     k, before = random.key(9), torch.get_rng_state()
     first = everything(k)
-    assert torch.equal(k, random.key(9)) and torch.equal(torch.get_rng_state(), before)  # noqa: PT018
+    assert torch.equal(k, random.key(9))
+    assert torch.equal(torch.get_rng_state(), before)
     for name, value in everything(k).items():
         assert_same_bits(value, first[name])
 
@@ -367,18 +370,17 @@ K = random.key(0)
 LOGITS = torch.zeros(2, 3)
 REFUSED = [
     (lambda: random.key(-1), ValueError, r"seed must be in \[0, 2\*\*64\), got -1"),
-    (lambda: random.key(2**64), ValueError, "got 18446744073709551616"),
     (lambda: random.key(True), TypeError, "seed must be an integer, got bool True"),
     (lambda: random.key(1.0), TypeError, "got float 1.0"),
     (lambda: random.key(torch.tensor(1)), TypeError, r"got torch.int64 \[\]"),
     (lambda: random.bits(0), TypeError, "a key is an int32 tensor .* got int 0"),
+    (lambda: random.fold_in(K.numpy(), 1), TypeError, "got ndarray"),
     (lambda: random.normal(random.split(K, 3)), ValueError, r"shape \[2\], got \[3, 2\]; use torch.func.vmap"),
     (lambda: random.split(K, -1), ValueError, "must not be negative"),
     (lambda: random.fold_in(K, -1), ValueError, r"data must be in \[0, 2\*\*32\), got -1"),
     (lambda: random.fold_in(K, 2**32), ValueError, "got 4294967296"),
     (lambda: random.fold_in(K, False), TypeError, "data must be an integer, got bool False"),
     (lambda: random.fold_in(K, torch.tensor(1.0)), TypeError, r"got torch.float32 \[\]"),
-    (lambda: random.fold_in(K, torch.tensor(True)), TypeError, r"got torch.bool \[\]"),
     (lambda: random.fold_in(K, torch.arange(3)), TypeError, r"got torch.int64 \[3\]; use vmap"),
     (lambda: random.normal(K, 5), TypeError, r"got 5; write \(5,\)"),
     (lambda: random.normal(K, (2.0,)), TypeError, "a dimension must be an integer, got float 2.0"),
