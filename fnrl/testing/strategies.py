@@ -85,7 +85,9 @@ def env_actions(space: Space, lead: tuple[int, ...], seed: int) -> Tensor:
         return torch.from_numpy(rng.integers(space.start, space.start + space.n, lead))
     low, high = (b.numpy() for b in space.bounds())
     free = rng.normal(size=(*lead, *space.shape))
-    inside = np.where(np.isfinite(low + high), low + (high - low) * rng.random(free.shape), np.clip(free, low, high))
+    both = np.isfinite(low) & np.isfinite(high)
+    first, last = np.where(both, low, 0.0), np.where(both, high, 1.0)
+    inside = np.where(both, first + (last - first) * rng.random(free.shape), np.clip(free, low, high))
     return torch.from_numpy(inside.astype(np.float32))
 
 
