@@ -219,6 +219,13 @@ class Bare(Count):
         return super().reset(seed=seed)[0]
 
 
+class Lost(Count):
+    """Has nothing to show but NaN before the first step, unless it is probed."""
+
+    def obs(self):
+        return super().obs() + np.float32(np.nan if self.seed > 9 and self.steps == 0 else 0)
+
+
 class Varied(Count):
     """Has one more number to show each time it is opened."""
 

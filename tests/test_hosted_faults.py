@@ -16,6 +16,7 @@ from hosted_cases import (
     Bare,
     Count,
     Elsewhere,
+    Lost,
     Odd,
     Old,
     Stuck,
@@ -151,6 +152,11 @@ def test_declarations_are_checked_when_probed():
     unprobed = gym(Old, exact=False)  # opened and reset, never stepped
     with pytest.raises(EnvironmentFault, match=r"environment 0, .*step 1: step returned 4 values"):
         unprobed.step(unprobed.init(key_of(0)), torch.tensor([3]))
+
+
+def test_a_first_observation_must_be_finite():
+    with pytest.raises(NonFiniteError, match=r"Lost, environment 0, episode 0 .*reset: the observation is not finite"):
+        gym(Lost, 2).init(key_of(0))
 
 
 def test_every_simulator_must_be_as_its_probe():

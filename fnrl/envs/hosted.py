@@ -21,16 +21,8 @@ from torch import Tensor
 from fnrl import random
 from fnrl.component import component, option, setting
 from fnrl.envs.base import Step
-from fnrl.envs.simulators import (
-    Array,
-    InProcess,
-    Make,
-    SimulatorError,
-    Subprocesses,
-    first_non_finite,
-    open_environment,
-    probe,
-)
+from fnrl.envs.simulator import Array, Make, open_environment, probe
+from fnrl.envs.vectors import InProcess, SimulatorError, Slots, Subprocesses, first_non_finite
 from fnrl.errors import CheckpointError, CompositionError, EnvironmentFault, NonFiniteError
 from fnrl.record import host, record
 from fnrl.spaces import Box, EnvSpec
@@ -70,26 +62,26 @@ class Simulators(Owner):
         self.log: list[Array] = []  # actions [n, ...] of every step since the oldest running episode began
         self.begun = [0] * len(episodes)  # where in the log each episode began
         self.seeds: list[tuple[int, list[int]]] = [(-1, [])] * len(episodes)  # (block, the seeds of its episodes)
+        self.slots = Slots(self.lead, env.spec.obs)
         made = env.make, env.spec, len(episodes)
         self.vector = Subprocesses(*made, env.deadline) if env.processes else InProcess(*made)
         self.finalizer = weakref.finalize(self, _shut, self.vector, os.getpid())
 
     def begin(self) -> HostedState:
         """Opens every simulator, discards its first episode, and begins the one it should be in."""
-        return HostedState(self._tensor(self._first()), self.token())
+        return HostedState(self._first(), self.token())
 
     def step(self, action: Tensor) -> tuple[HostedState, Step]:
         """One step of every simulator; those whose episode ended begin their next one."""
-        actions = self._actions(action)
+        actions, out = self._actions(action), self.slots.take()
         with _Closing(self):
-            obs, reward, terminated, truncated = self.vector.step(actions.copy())
-            self._refuse_non_finite("reward", reward)
-            self._refuse_non_finite("observation", obs)
-        first, done = obs, (terminated | truncated).tolist()
-        ended = [i for i, x in enumerate(done) if x]
+            ended = self.vector.step(actions.copy(), out)
+            self._refuse_non_finite("reward", out.arrays[1])
+            self._refuse_non_finite("observation", out.arrays[0])
+        first = out.tensors[0]
         if ended:
-            first = obs.copy()
-            first[ended] = self._reset([e + 1 if x else None for e, x in zip(self.episodes, done, strict=True)])[ended]
+            first = first.clone()
+            self._reset([e + 1 if i in ended else None for i, e in enumerate(self.episodes)], first)
         token = self.advance()  # the old state is stale from here on, whatever interrupts
         self.log.append(actions)
         for i in ended:
@@ -98,9 +90,7 @@ class Simulators(Owner):
             old = min(self.begun)
             del self.log[:old]
             self.begun = [b - old for b in self.begun]
-        next_obs = self._tensor(obs)
-        state = HostedState(self._tensor(first) if ended else next_obs, token)
-        return state, Step(next_obs, self._tensor(reward), self._tensor(terminated), self._tensor(truncated))
+        return HostedState(first, token), Step(*out.tensors)
 
     def gather(self, obs: Tensor) -> HostedRecord:
         """Episodes, keys and actions: it needs no simulator, so that the last state can be saved after a fault."""
@@ -109,36 +99,40 @@ class Simulators(Owner):
         for i, begun in enumerate(self.begun):
             for t, row in enumerate(self.log[begun:]):
                 padded[i, t] = row[i]
+        actions = torch.from_numpy(padded).reshape(*self.lead, *padded.shape[1:])
         episodes, steps = (torch.tensor(x, dtype=torch.int64).reshape(self.lead) for x in (self.episodes, lengths))
-        return HostedRecord(obs, episodes, self.keys, self._tensor(padded), steps)
+        return HostedRecord(obs.clone(), episodes, self.keys, actions, steps)
 
     def replay(self, pure: HostedRecord) -> HostedState:
         """Brings every simulator to where `pure` was, and checks that it got there; all end together."""
         lengths = pure.lengths.flatten().tolist()
-        longest, indices = max(lengths), range(len(lengths))
-        padded = pure.actions.numpy(force=True).reshape(len(lengths), -1, *self.flat[1:])
+        longest, n = max(lengths), len(lengths)
+        padded = pure.actions.numpy(force=True).reshape(n, -1, *self.flat[1:])
         actions = np.zeros((longest, *self.flat), self.dtype)
         self.begun = [longest - length for length in lengths]
         for i, begun in enumerate(self.begun):
             actions[begun:, i] = padded[i, : lengths[i]]
-        obs, lost = self._first(), [False] * len(lengths)
+        obs, lost = self._first(), set[int]()
         for t, rows in enumerate(actions):
-            held = [rows[i].copy() if t >= self.begun[i] and not lost[i] else None for i in indices]
+            held = [rows[i].copy() if t >= self.begun[i] and i not in lost else None for i in range(n)]
+            out = self.slots.take()
             with _Closing(self):
-                obs, _, terminated, truncated = self.vector.step(held)
-            lost = [a or bool(b) for a, b in zip(lost, terminated | truncated, strict=True)]
+                lost.update(self.vector.step(held, out))
+            obs = out.tensors[0]
             self.log.append(rows)
-        wanted = pure.obs.numpy(force=True).reshape(obs.shape)
-        lost = [a or x.tobytes() != y.tobytes() for a, x, y in zip(lost, obs, wanted, strict=True)]
-        return HostedState(self._tensor(self._restart(obs, lost) if any(lost) else obs), self.token())
+        rows, wanted = self._rows(obs), self._rows(pure.obs)
+        lost.update(i for i in range(n) if rows[i].tobytes() != wanted[i].tobytes())
+        if lost:
+            self._restart(obs, sorted(lost))
+        return HostedState(obs, self.token())
 
     def close(self) -> None:
         """Closes the simulators; safe to call twice."""
         super().close()
         self.finalizer()
 
-    def _restart(self, obs: Array, lost: list[bool]) -> Array:
-        names = "; ".join(self._where(i) for i, x in enumerate(lost) if x)
+    def _restart(self, obs: Tensor, lost: list[int]) -> None:
+        names = "; ".join(map(self._where, lost))
         if self.env.exact:
             self.close()
             raise EnvironmentFault(
@@ -147,26 +141,29 @@ class Simulators(Owner):
                 f"such an episode is then restarted"
             )
         warnings.warn(f"can't be restored exactly, so the episode was restarted: {names}", RuntimeWarning, stacklevel=4)
-        obs = obs.copy()
-        obs[lost] = self._reset([e + 1 if x else None for e, x in zip(self.episodes, lost, strict=True)])[lost]
-        for i in np.flatnonzero(lost).tolist():
+        self._reset([e + 1 if i in lost else None for i, e in enumerate(self.episodes)], obs)
+        for i in lost:
             self._begin(i)
-        return obs
 
     def _begin(self, i: int) -> None:
         self.episodes[i] += 1
         self.begun[i] = len(self.log)
 
-    def _first(self) -> Array:
-        self._reset([0] * len(self.episodes))
-        return self._reset(self.episodes)
-
-    def _reset(self, episodes: Sequence[int | None]) -> Array:
-        """Begins these episodes: first observations `[n, ...]`, of those that are given."""
-        with _Closing(self, episodes):
-            obs = self.vector.reset(self._seeds_of(episodes))
-            self._refuse_non_finite("observation", obs, episodes)
+    def _first(self) -> Tensor:
+        obs = torch.zeros(*self.lead, *self.env.spec.obs.shape, dtype=self.env.spec.obs.stored)
+        self._reset([0] * len(self.episodes), obs)
+        self._reset(self.episodes, obs)
         return obs
+
+    def _reset(self, episodes: Sequence[int | None], obs: Tensor) -> None:
+        """Begins the episodes that are given, and writes their first observations."""
+        rows = self._rows(obs)
+        with _Closing(self, episodes):
+            self.vector.reset(self._seeds_of(episodes), rows)
+            self._refuse_non_finite("observation", rows, episodes)
+
+    def _rows(self, obs: Tensor) -> Array:
+        return obs.numpy(force=True).reshape(self.flat[0], *self.env.spec.obs.shape)
 
     def _seeds_of(self, episodes: Sequence[int | None]) -> list[int | None]:
         blocks = [None if e is None else e // _BLOCK for e in episodes]
@@ -182,7 +179,8 @@ class Simulators(Owner):
     def _actions(self, action: Tensor) -> Array:
         if action.shape != self.shape:
             raise ValueError(f"{self.env.name} takes actions {list(self.shape)}, got {list(action.shape)}")
-        actions = action.numpy(force=True).reshape(self.flat).astype(self.dtype)
+        plain = action.is_cpu and not action.requires_grad  # then a fifth of the cost
+        actions = (action.numpy() if plain else action.numpy(force=True)).reshape(self.flat).astype(self.dtype)
         i = first_non_finite(actions)
         if i is not None:
             raise NonFiniteError(f"{self._where(i)}: the action is not finite: {actions[i]}; no simulator was stepped")
@@ -200,10 +198,6 @@ class Simulators(Owner):
         when = f"step {len(self.log) - self.begun[i] + 1}" if starting is None else "reset"
         episode = f"episode {episodes[i]} (seed {self._seeds_of(episodes)[i]})"
         return f"{self.env.name}, {lane}environment {i % n}, {episode}, {when}"
-
-    def _tensor(self, x: Array) -> Tensor:
-        flat = torch.from_numpy(x)
-        return flat if len(self.lead) == 1 else flat.reshape(*self.lead, *x.shape[1:])
 
 
 class _Closing:

@@ -1,27 +1,18 @@
-"""One simulator behind a guard, and n of them stepped together: in this process, or in one process each.
-
-What an environment raises, or returns against its own declaration, becomes a `Fault`; vectors raise `SimulatorError`.
-"""
+"""One simulator behind a guard: what it raises, or returns against its own declaration, becomes a `Fault`."""
 
 import contextlib
 import copy
 import dataclasses
 import difflib
-import functools
 import importlib
-import math
 import pickle
-import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from multiprocessing import TimeoutError as WorkerTimeout
-from multiprocessing import connection
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from torch import Tensor
 
 from fnrl.errors import CompositionError, EnvironmentFault
@@ -31,7 +22,6 @@ Array = np.ndarray[Any, Any]
 Make = Callable[[], Any]
 
 _TRIAL = 16  # steps of an episode of a probe
-_GRACE = 1.0  # seconds that workers get to close after one of them hung or died
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +30,6 @@ class Fault:
 
     what: str
     error: Exception | None = None
-
-
-class SimulatorError(Exception):
-    """Faults by environment index."""
-
-    def __init__(self, faults: dict[int, Fault]) -> None:
-        super().__init__(faults)
-        self.faults = faults
 
 
 # -- opening --------------------------------------------------------------------------------------------------------
@@ -256,127 +238,3 @@ def _number(x: Any, what: str) -> Any:
     if isinstance(x, np.ndarray | Tensor) and tuple(x.shape) in ((), (1,)):
         return x.item()
     raise EnvironmentFault(f"{what} is {type(x).__name__} {x!r}, expected a number")
-
-
-def first_non_finite(x: Array) -> int | None:
-    """The first row of `[n, ...]` with a NaN or an infinity, if there is one."""
-    if x.dtype.kind != "f" or math.isfinite(np.add.reduce(x, axis=None)):  # a third of the cost of isfinite(x).all()
-        return None
-    rows = np.nonzero(~np.isfinite(x))[0]
-    return int(rows[0]) if rows.size else None
-
-
-# -- n of them ------------------------------------------------------------------------------------------------------
-
-
-class InProcess:
-    """n simulators stepped one after another: what gymnasium's SyncVectorEnv does, at a fraction of its overhead."""
-
-    def __init__(self, make: Make, spec: EnvSpec, n: int) -> None:
-        self.simulators = [Simulator(make, spec) for _ in range(n)]
-        space = stored_space(spec)
-        self.shape, self.dtype = (n, *spec.obs.shape), space.dtype
-
-    def reset(self, seeds: Sequence[int | None]) -> Array:
-        """First observations `[n, ...]`, of those that have a seed. Errors: SimulatorError."""
-        obs = np.zeros(self.shape, self.dtype)
-        for i, seed in enumerate(seeds):
-            if seed is not None:
-                obs[i], info = self.simulators[i].reset(seed=seed)
-                if info:
-                    raise SimulatorError({i: info["fault"]})
-        return obs
-
-    def step(self, actions: Iterable[Any]) -> tuple[Array, Array, Array, Array]:
-        """Observations `[n, ...]`, rewards, ends, cuts `[n]`; None for an action holds. Errors: SimulatorError."""
-        n = len(self.simulators)
-        obs, rewards = np.empty(self.shape, self.dtype), np.empty(n, np.float32)
-        terminated, truncated = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
-        for i, (simulator, action) in enumerate(zip(self.simulators, actions, strict=True)):
-            obs[i], rewards[i], end, cut, info = simulator.step(action)
-            if info:
-                raise SimulatorError({i: info["fault"]})
-            if end:
-                terminated[i] = True
-            if cut:
-                truncated[i] = True
-        return obs, rewards, terminated, truncated
-
-    def close(self) -> None:
-        """Closes every simulator."""
-        for simulator in self.simulators:
-            simulator.close()
-
-
-class Subprocesses:
-    """n simulators in a process each: gymnasium's AsyncVectorEnv, guarded.
-
-    A worker that died, or took more than `deadline` seconds for a call, is a fault; closing waits for neither.
-    """
-
-    def __init__(self, make: Make, spec: EnvSpec, n: int, deadline: float) -> None:
-        self.deadline = self.grace = deadline
-        one = functools.partial(Simulator, make, spec, portable=True)
-        self.vector = AsyncVectorEnv([one] * n, copy=False, autoreset_mode=AutoresetMode.DISABLED)
-
-    def reset(self, seeds: Sequence[int | None]) -> Array:
-        """As in one process."""
-        mask = np.array([seed is not None for seed in seeds])
-        with self._watched():
-            self.vector.reset_async(seed=list(seeds), options={"reset_mask": mask})
-            obs, info = self.vector.reset_wait(timeout=self.deadline)
-        self._refuse(info)
-        return np.array(obs)
-
-    def step(self, actions: Iterable[Any]) -> tuple[Array, Array, Array, Array]:
-        """As in one process."""
-        with self._watched():
-            self.vector.step_async(actions)
-            obs, rewards, terminated, truncated, info = self.vector.step_wait(timeout=self.deadline)
-        self._refuse(info)
-        return np.array(obs), rewards.astype(np.float32), terminated, truncated
-
-    def _refuse(self, info: dict[str, Any]) -> None:
-        if info:
-            raise SimulatorError({i: f for i, f in enumerate(info["fault"]) if f is not None})
-
-    @contextlib.contextmanager
-    def _watched(self) -> Any:
-        try:
-            yield
-        except (EOFError, OSError, WorkerTimeout) as e:
-            self.grace = _GRACE
-            raise SimulatorError(self._lost(e) or {0: Fault(f"the pipe to its process broke: {e!r}", e)}) from e
-
-    def _lost(self, error: Exception) -> dict[int, Fault]:
-        workers = self.vector.processes
-        if isinstance(error, WorkerTimeout):
-            late = [i for i, pipe in enumerate(self.vector.parent_pipes) if not pipe.poll(0)]
-            return {i: Fault(f"its process gave no answer within {self.deadline:g} s", error) for i in late}
-        gone = connection.wait([w.sentinel for w in workers], timeout=_GRACE)
-        dead = {i: w for i, w in enumerate(workers) if w.sentinel in gone}
-        for worker in dead.values():
-            worker.join(_GRACE)  # its pipes close a moment before it can be waited for
-        return {i: Fault(f"its process died (exit code {w.exitcode})", error) for i, w in dead.items()}
-
-    def close(self) -> None:
-        """Asks every worker to close, and kills those that don't within the deadline (1 s once one hung or died)."""
-        vector = self.vector
-        if vector.closed:
-            return
-        vector.closed = True  # gymnasium's own close and __del__ would wait for a dead worker without end
-        pipes = [p for p in vector.parent_pipes if p is not None]
-        for pipe in pipes:
-            with contextlib.suppress(OSError):
-                pipe.send(("close", None))
-        end = time.monotonic() + self.grace
-        for worker in vector.processes:
-            worker.join(max(0.0, end - time.monotonic()))
-        for worker in vector.processes:
-            worker.kill()
-            worker.join()
-            worker.close()
-        for pipe in pipes:
-            pipe.close()
-        vector.error_queue.cancel_join_thread()
-        vector.error_queue.close()
