@@ -87,7 +87,7 @@ def seeds_of(name: str, args: argparse.Namespace, marks: list[int]) -> dict[int,
 
     def one(seed: int) -> dict[str, list[float]]:
         told = args.dir / name / str(seed) / "evaluations.json"
-        if not told.exists() or not {str(m) for m in marks} <= set(json.loads(told.read_text())):
+        if not has(told, marks):
             command = [
                 sys.executable,
                 __file__,
@@ -103,6 +103,11 @@ def seeds_of(name: str, args: argparse.Namespace, marks: list[int]) -> dict[int,
 
     with ThreadPoolExecutor(args.jobs) as pool:
         return dict(zip(SEEDS, pool.map(one, SEEDS), strict=True))
+
+
+def has(told: Path, marks: list[int]) -> bool:
+    """Whether all marks have been evaluated."""
+    return told.exists() and {str(m) for m in marks} <= set(json.loads(told.read_text()))
 
 
 def iqm(scores: list[float]) -> float:
@@ -146,7 +151,7 @@ def sb3(args: argparse.Namespace, marks: list[int]) -> dict[int, dict[str, list[
 
     def one(seed: int) -> dict[str, list[float]]:
         told = args.dir / "sb3-halfcheetah" / f"{seed}-{max(marks)}.json"
-        if not told.exists():
+        if not has(told, marks):
             told.parent.mkdir(parents=True, exist_ok=True)
             command = [python, str(HERE / "peers" / "sb3_ppo_learning.py"), str(seed), str(told), *map(str, marks)]
             subprocess.run(command, check=True, env=one_thread(), stdout=subprocess.DEVNULL)

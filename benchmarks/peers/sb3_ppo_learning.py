@@ -61,6 +61,7 @@ class AtMarks(BaseCallback):
         for mark in marks:
             if str(mark) not in found and self.model.num_timesteps >= mark:
                 found[str(mark)] = evaluate()
+                out.write_text(json.dumps(found))
 
     def _on_rollout_start(self) -> None:
         self.look()
@@ -73,4 +74,3 @@ class AtMarks(BaseCallback):
 
 
 model.learn(max(marks), callback=AtMarks())
-out.write_text(json.dumps(found))
