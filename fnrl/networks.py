@@ -40,6 +40,32 @@ def orthogonal(key: Tensor, rows: int, columns: int, gain: float) -> Tensor:
     return (gain * (q if rows >= columns else q.T)).float().contiguous()
 
 
+def _sigmoid(x: Tensor) -> Tensor:
+    return 0.5 + 0.5 * torch.tanh(0.5 * x)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return -F.logsigmoid(-x)
+
+
+def _elu(x: Tensor) -> Tensor:
+    return torch.where(x > 0, x, torch.expm1(x.clamp(max=0)))
+
+
+# torch rounds some functions by where an element lies in its array, and lanes would then depend on their neighbours.
+# These are the same functions to the last bit or two, of operations that round alike everywhere.
+_STEADY: dict[Any, Callable[[Tensor], Tensor]] = {
+    torch.sigmoid: _sigmoid,
+    F.sigmoid: _sigmoid,
+    F.silu: lambda x: x * _sigmoid(x),
+    F.softplus: _softplus,
+    F.mish: lambda x: x * torch.tanh(_softplus(x)),
+    F.elu: _elu,
+    F.celu: _elu,
+    F.selu: lambda x: 1.0507009873554805 * torch.where(x > 0, x, 1.6732632423543772 * _elu(x)),
+}
+
+
 @component
 class MLP:
     """Dense layers of the given widths, each followed by the activation; orthogonal weights with gain sqrt(2), zero
@@ -47,7 +73,9 @@ class MLP:
     """
 
     hidden: tuple[int, ...] = option(default=(64, 64), help="widths of the hidden layers")
-    activation: Callable[[Tensor], Tensor] = option(default=torch.tanh, help="torch.tanh, torch.relu, ...")
+    activation: Callable[[Tensor], Tensor] = option(
+        default=torch.tanh, help="torch.tanh, torch.nn.functional.silu, ..."
+    )
 
     def __post_init__(self) -> None:
         if not all(isinstance(h, int) and h > 0 for h in self.hidden):
@@ -65,8 +93,9 @@ class MLP:
 
     def apply(self, tensors: Tensors, x: Tensor) -> Tensor:
         """Features `[..., width]` of inputs `[..., features]`."""
+        activation = _STEADY.get(self.activation, self.activation)
         for i in range(len(self.hidden)):
-            x = self.activation(F.linear(x, tensors[f"{i}.weight"], tensors[f"{i}.bias"]))
+            x = activation(F.linear(x, tensors[f"{i}.weight"], tensors[f"{i}.bias"]))
         return x
 
     def width(self, shape: tuple[int, ...]) -> int:

@@ -123,16 +123,18 @@ def categorical(key: Tensor, logits: Tensor, axis: int = -1) -> Tensor:
 def randint(key: Tensor, shape: Sequence[int], minval: int, maxval: int) -> Tensor:
     """Integers in [minval, maxval), int64 with the values of int32 `jax.random.randint`.
 
-    A 64-bit number modulo the span. ValueError unless -2**31 <= minval < maxval <= 2**31.
+    64 bits modulo the span, or 32 where it exceeds 2**16 (the bias is then up to span / 2**32). ValueError unless
+    -2**31 <= minval < maxval <= 2**31.
     """
     minval, maxval = _integer("minval", minval), _integer("maxval", maxval)
     if not -(2**31) <= minval < maxval <= 2**31:
         raise ValueError(f"randint needs -2**31 <= minval < maxval <= 2**31, got minval={minval}, maxval={maxval}")
     span = maxval - minval
-    high, low = (bits(k, shape).long() & _WORD for k in split(key).unbind())
-    multiplier = ((2**16 % span) ** 2 & _WORD) % span
-    offset = ((high % span) * multiplier & _WORD) + low % span
-    return minval + (offset & _WORD) % span
+    first, second = split(key).unbind()
+    x = bits(second, shape).long() & _WORD
+    if span <= 2**16:  # beyond, the 32-bit arithmetic of jax loses the other word
+        x = x + (bits(first, shape).long() & _WORD) % span * (2**32 % span)
+    return minval + x % span
 
 
 def permutation(key: Tensor, n: int) -> Tensor:
@@ -319,33 +321,33 @@ _FEW = 4  # numbers up to which Python's integers are faster
 
 
 def _words(keys: np.ndarray, high: int, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two words [S, n] of the counters (high, counts [S, n]) under keys [S, 2], all uint32."""
-    if counts.size > _FEW:
+    """The two words [S, n] of the counters (high, counts [S, n] or [1, n]) under keys [S, 2], all uint32."""
+    if len(keys) * counts.shape[1] > _FEW:
         return _threefry(_NUMPY, keys[:, :1], keys[:, 1:], np.uint32(high), counts)
-    pairs = zip(keys.tolist(), counts.tolist(), strict=True)
+    pairs = zip(keys.tolist(), counts.tolist() * (len(keys) // len(counts)), strict=True)
     words = [_threefry(_PYTHON, k0, k1, high, c) for (k0, k1), row in pairs for c in row]
-    x0, x1 = np.array(words, np.uint32).reshape(*counts.shape, 2).transpose(2, 0, 1).copy()
-    return x0, x1
+    table = np.array(words, np.uint32).reshape(len(keys), counts.shape[1], 2)
+    return table[..., 0], table[..., 1]
 
 
 def _numpy_keys(keys: Tensor, counts: Tensor) -> Tensor:
-    k = keys.reshape(-1, 2).numpy().view(np.uint32)
-    c = counts.reshape(len(k), counts.shape[-1]).numpy().view(np.uint32)
-    words = np.stack(_words(k, 0, c), axis=-1)
-    return torch.from_numpy(words.view(np.int32)).reshape(*counts.shape, 2)
+    k = keys.numpy().view(np.uint32).reshape(-1, 2)
+    c = counts.numpy().view(np.uint32).reshape(len(k), counts.shape[-1])
+    words = np.stack(_words(k, 0, c), axis=-1).view(np.int32)
+    return torch.from_numpy(words.reshape(*counts.shape, 2))
 
 
 def _numpy_draw(keys: Tensor, what: str, size: int) -> Tensor:
-    k = keys.reshape(-1, 2).numpy().view(np.uint32)
+    k = keys.numpy().view(np.uint32).reshape(-1, 2)
     out = np.empty((len(k), size), np.int32 if what == "bits" else np.float32)
     rows = max(1, _CHUNK // max(1, size))
     for i in range(0, len(k), rows):
         for j in range(0, size, _CHUNK):
             part = out[i : i + rows, j : j + _CHUNK]
-            counts = np.arange(part.shape[1], dtype=np.uint32) + np.uint32(j & _WORD)
-            x0, x1 = _words(k[i : i + rows], j >> 32, np.broadcast_to(counts, part.shape))
+            counts = np.arange(part.shape[1], dtype=np.uint32)[None] + np.uint32(j & _WORD)
+            x0, x1 = _words(k[i : i + rows], j >> 32, counts)
             part[:] = _TRANSFORMS[what](_NUMPY, (x0 ^ x1).view(np.int32))
-    return torch.from_numpy(out).reshape(*keys.shape[:-1], size)
+    return torch.from_numpy(out.reshape(*keys.shape[:-1], size))
 
 
 # Two operators hide numpy from torch. (`torch.library.custom_op` does the same at four times the overhead.)

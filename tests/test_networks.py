@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import fnrl
 from fnrl import random
@@ -111,6 +112,47 @@ def test_module_is_the_users_own_forward():
     lanes = torch.stack([actor.init(random.key(i)).vector for i in range(2)])
     logits = torch.func.vmap(lambda v: actor.act(Params(v, parameters.layout), x[0], actor.memory(4), None)[2])(lanes)
     assert logits.shape == (2, 4)
+
+
+ACTIVATIONS = [
+    torch.sigmoid,
+    F.silu,
+    F.softplus,
+    F.mish,
+    F.elu,
+    F.celu,
+    F.selu,
+    F.gelu,
+    F.leaky_relu,
+    torch.tanh,
+    F.relu,
+]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda f: f.__name__)
+def test_an_activation_rounds_alike_wherever_a_lane_lies(activation):
+    net = fnrl.MLP((37,), activation)
+    x = 3.0 * random.normal(random.key(1), (5,))
+    lanes = [net.init(random.key(i), (5,)) for i in range(8)]
+
+    def output_and_gradient(tensors):
+        grad, y = torch.func.grad_and_value(lambda t: net.apply(t, x).cos().sum())(tensors)
+        return net.apply(tensors, x), y, grad["0.weight"], grad["0.bias"]
+
+    def stacked(some):
+        stack = {n: torch.stack([tensors[n] for tensors in some]) for n in some[0]}
+        return torch.func.vmap(output_and_gradient)(stack)
+
+    eight = stacked(lanes)
+    for begin in (0, 1, 5):
+        for found, expected in zip(stacked(lanes[begin : begin + 3]), eight, strict=True):
+            assert torch.equal(found, expected[begin : begin + 3])
+    torch.testing.assert_close(
+        eight[0],
+        torch.stack([activation(F.linear(x, t["0.weight"], t["0.bias"])) for t in lanes]),
+        rtol=1e-5,
+        atol=2e-6,
+    )
 
 
 class Normed(nn.Module):

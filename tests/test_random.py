@@ -370,6 +370,10 @@ K = random.key(0)
 LOGITS = torch.zeros(2, 3)
 REFUSED = [
     (lambda: random.key(-1), ValueError, r"seed must be in \[0, 2\*\*64\), got -1"),
+    (lambda: random.key(2**64), ValueError, "got 18446744073709551616"),
+    (lambda: random.fold_in(K, torch.tensor(True)), TypeError, r"got torch.bool \[\]"),
+    (lambda: random.normal(torch.zeros(3, dtype=torch.int32), ()), ValueError, r"shape \[2\], got \[3\]"),
+    (lambda: random.normal(torch.zeros(2, dtype=torch.int64), ()), TypeError, r"got torch.int64 \[2\]"),
     (lambda: random.key(True), TypeError, "seed must be an integer, got bool True"),
     (lambda: random.key(1.0), TypeError, "got float 1.0"),
     (lambda: random.key(torch.tensor(1)), TypeError, r"got torch.int64 \[\]"),
