@@ -28,12 +28,11 @@ def main(env_steps: int = 40_000) -> float:
     for i in range(env_steps // (64 * 8)):
         collector, rollout, episodes = collect_rollout(run, collector, learner.weights)  # [T, N]
         memory = storage.append(memory, rollout)
-        data = storage.prepare(memory, actor, learner.weights)  # advantages and targets
-        memory = storage.used(memory)
-        rows, keys = storage.order(actor, plan, env.num_envs, fnrl.random.fold_in(key_plans, i))
-        for k in range(plan.updates):
-            grads, aux = algo.grad(actor, learner.weights, storage.take(data, rows[k]), keys[k])
-            first, last = k == 0, k == plan.updates - 1
+        facts = actor, learner.weights, plan, env.num_envs
+        memory, data, rows = storage.batches(run.lift, memory, *facts, fnrl.random.fold_in(key_plans, i))
+        for k in range(len(rows)):
+            grads, aux = algo.grad(actor, learner.weights, storage.take(data, rows[k]))
+            first, last = k == 0, k == len(rows) - 1
             update = Update(
                 grads, aux.info, (), first, last, rollout.env_steps if first else 0, learner.weights.version
             )

@@ -74,8 +74,8 @@ class Reinforce(fnrl.A2C):
 
     surprise: float = fnrl.hyper(default=0.01, help="weight of -logp of the actions taken")
 
-    def loss(self, actor, params, weights, batch, key):
-        loss, aux = super().loss(actor, params, weights, batch, key)
+    def loss(self, actor, params, weights, batch, noise):
+        loss, aux = super().loss(actor, params, weights, batch, noise)
         logp, *_ = actor.evaluate(params, batch.obs, batch.memory, batch.starts, batch.action)
         return loss + weights.hyper["surprise"] * logp.mean(), aux
 

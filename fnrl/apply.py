@@ -24,13 +24,13 @@ def first_algo(run: Run, key: Tensor) -> AlgoState:
 
 def _first(parts: Parts, key: Tensor) -> AlgoState:
     params = parts.actor.init(key)
-    target, opt = parts.algo.init(parts.actor, params)
+    params, target, opt = parts.algo.init(parts.actor, params)
     hyper = {name: torch.tensor(at(value, 0)) for name, value in parts.hypers().items()}
     normaliser: Tree = ()
     if parts.normalise_obs is not None:
         obs = parts.env.spec.obs
         normaliser = Normaliser(Moments.zeros(obs.shape if isinstance(obs, Box) else ()), parts.normalise_obs.clip)
-    return AlgoState(Weights(params, target, hyper, normaliser, 0, 0), opt, torch.zeros((), dtype=torch.bool))
+    return AlgoState.fresh(Weights(params, target, hyper, normaliser, 0, 0), opt)
 
 
 def at(value: float | Schedule, env_steps: int) -> float:

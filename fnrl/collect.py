@@ -67,11 +67,11 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
     env, actor, steps = parts.env, parts.actor, parts.storage.steps
     key = run.lift(random.fold_in)(state.key, state.rollouts)
     keys = run.lift(random.split)(key)
-    noise = run.lift(actor.noise)(keys.select(-2, 0), steps, env.num_envs).unbind(axis)
+    random_actions = weights.version == 0 and parts.storage.warmup > 0
+    noise = _per_step(run.lift(actor.noise)(keys.select(-2, 0), steps, env.num_envs, weights.hyper, random_actions), axis)
     env_noise: Any = ((),) * steps
     if env.pure:
-        flat, structure = tree.flatten(run.lift(env.noise)(keys.select(-2, 1), steps))
-        env_noise = [tree.unflatten(structure, xs) for xs in zip(*(x.unbind(axis) for x in flat), strict=True)]
+        env_noise = _per_step(run.lift(env.noise)(keys.select(-2, 1), steps), axis)
 
     env_state, memory, transitions = state.env, state.memory, []
     for t in range(steps):
@@ -86,6 +86,11 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
     rollout = dataclasses.replace(rollout, reward=reward)
     state = dataclasses.replace(state, env=env_state, memory=memory, tally=tally, rollouts=state.rollouts + 1)
     return state, Rollout(rollout, moments, weights.version, steps * env.num_envs), episodes
+
+
+def _per_step(noise: Tree, axis: int) -> list[Tree]:
+    flat, structure = tree.flatten(noise)
+    return [tree.unflatten(structure, xs) for xs in zip(*(x.unbind(axis) for x in flat), strict=True)]
 
 
 def act(

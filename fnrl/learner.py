@@ -288,7 +288,7 @@ class Learner:
     def _start(self, told: Told | None) -> None:
         self._closing.callback(lambda: self.scheme.close(self.state))
         version, steps = self.state.version, self.state.env_steps
-        self._history = History(self.scheme.parts.algo.plan.updates, steps, told)
+        self._history = History(self.scheme.updates, steps, told)
         self._line_at, self._saved_steps = version, steps
         if self._store:
             self._logs = logs.Logs(self._store.directory, None if told is None else version)
@@ -296,7 +296,7 @@ class Learner:
             self._logs.config({"scheme": printed(self.scheme), "learner": dataclasses.asdict(self.settings)})
 
     def _plan_ended(self) -> bool:
-        return self.state.version % self.scheme.parts.algo.plan.updates == 0
+        return self.state.settled
 
     def _between_plans(self) -> None:
         if not self._plan_ended():

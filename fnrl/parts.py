@@ -56,6 +56,7 @@ class Parts:
                 f"the actor was made for {self.actor.spec}, the environment is {self.env.spec}: "
                 "pass env.spec to the actor"
             )
+        self.algo.check(self.actor)
         obs = self.env.spec.obs
         if self.normalise_obs and not (isinstance(obs, Box) and obs.dtype != "uint8"):
             raise CompositionError(f"normalise_obs needs a float Box observation, got {obs}")

@@ -40,6 +40,11 @@ class SchemeState:
         """Updates so far."""
         return self.weights.version
 
+    @property
+    def settled(self) -> bool:
+        """Whether the last update was the last of its plan: what was collected has been learnt from in full."""
+        return self.node.settled
+
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
@@ -64,6 +69,11 @@ class Scheme:
                 + (f", which produces {made}" if made else "")
             )
         self.topology.check(self.parts)
+
+    @property
+    def updates(self) -> int:
+        """Updates of one plan."""
+        return self.parts.storage.updates(self.parts.algo.plan, self.topology.envs(self.parts))
 
     def _run(self, lanes: int | None) -> Run:
         return Run(self.parts, self.executor, (), lanes, self.compile, self.device)

@@ -157,11 +157,13 @@ class Gradients:
         if first:
             state, info, env_steps = self._plan(run, state, weights)
         begin = time.perf_counter()
-        rows, key = state.batches.at(state.cursor)
+        rows, noise = state.batches.at(state.cursor)
         grads, aux = run.graph(_gradient)(
-            parts.algo, parts.storage, parts.actor, weights, state.batches.data, rows, key
+            parts.algo, parts.storage, parts.actor, weights, state.batches.data, rows, noise
         )
-        last = state.cursor + 1 == parts.algo.plan.updates
+        storage = parts.storage.feedback(state.storage, state.batches.data, rows, aux.priority)
+        state = dataclasses.replace(state, storage=storage)
+        last = state.cursor + 1 == state.batches.updates
         moments = state.moments if last else ()
         update = Update(grads, aux.info, moments, first, last, env_steps, weights.version)
         if last:
@@ -180,10 +182,11 @@ class Gradients:
             moments, env_steps = merge_moments(run, moments, rollout.moments), env_steps + rollout.env_steps
             infos.append(info)
         begin = time.perf_counter()
-        key = _fold(run, state.key, state.plans)
-        data = run.lift(parts.storage.prepare)(storage, parts.actor, weights)
-        index, keys = run.lift(parts.storage.order)(parts.actor, parts.algo.plan, self.envs(parts), key)
-        storage, batches = parts.storage.used(storage), Batches(data, index, keys)
+        keys = run.lift(random.split)(_fold(run, state.key, state.plans))
+        facts = parts.actor, weights, parts.algo.plan, self.envs(parts)
+        storage, data, index = parts.storage.batches(run.lift, storage, *facts, keys.select(-2, 0))
+        noise = run.lift(parts.algo.noise)(parts.actor, keys.select(-2, 1), *index.shape[-2:])
+        batches = Batches(data, index, noise)
         info = merge_infos(infos)
         info.report["time/batches"] = time.perf_counter() - begin
         return (
@@ -193,20 +196,22 @@ class Gradients:
         )
 
     def gather(self, run: Run, state: GradientsState) -> GradientsState:
-        """The node below, gathered."""
-        return dataclasses.replace(state, child=self.child.gather(run, state.child))
+        """The storage and the node below, gathered."""
+        child, storage = self.child.gather(run, state.child), run.parts.storage.gather(state.storage)
+        return dataclasses.replace(state, child=child, storage=storage)
 
     def restore(self, run: Run, pure: GradientsState) -> GradientsState:
-        """The node below, restored."""
-        return dataclasses.replace(pure, child=self.child.restore(run, pure.child))
+        """The storage and the node below, restored."""
+        child, storage = self.child.restore(run, pure.child), run.parts.storage.restore(pure.storage)
+        return dataclasses.replace(pure, child=child, storage=storage)
 
     def close(self, run: Run, state: GradientsState) -> None:
         """Closes the node below."""
         self.child.close(run, state.child)
 
 
-def _gradient(algo: Any, storage: Any, actor: Any, weights: Weights, data: Any, rows: Tensor, key: Tensor) -> Any:
-    return algo.grad(actor, weights, storage.take(data, rows), key)
+def _gradient(algo: Any, storage: Any, actor: Any, weights: Weights, data: Any, rows: Tensor, noise: Tree) -> Any:
+    return algo.grad(actor, weights, storage.take(data, rows), noise)
 
 
 def gradients(node: Any) -> Gradients:
@@ -295,11 +300,14 @@ def synchronous(node: Any, workers: int) -> Synchronous:
 
 @record
 class CentralisedState:
-    """The algorithm's state and the node below; `pinned` names hyper-parameters a user has set."""
+    """The algorithm's state and the node below; `pinned` names hyper-parameters a user has set, `settled` is whether
+    the last update ended a plan.
+    """
 
     algo: Tree
     child: Tree
     pinned: tuple[str, ...] = host(default=())
+    settled: bool = host(default=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,7 +341,8 @@ class Centralised:
         begin = time.perf_counter()
         algo, metrics = apply_update(run, state.algo, update, state.pinned)
         report = {**info.report, "time/apply": time.perf_counter() - begin}
-        return dataclasses.replace(state, algo=algo, child=child), algo.weights, Info(metrics, info.episodes, report)
+        state = dataclasses.replace(state, algo=algo, child=child, settled=update.last)
+        return state, algo.weights, Info(metrics, info.episodes, report)
 
     def gather(self, run: Run, state: CentralisedState) -> CentralisedState:
         """The node below, gathered."""

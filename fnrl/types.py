@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fnrl import tree
 from fnrl.record import cached, host, record, static
 
 Tree = Any  # a tensor, or a record, tuple, list or dict of trees; `()` is "nothing"
@@ -207,15 +208,21 @@ class Episodes:
 
 @record
 class Batches:
-    """A plan: the samples, the rows of each of its K minibatches `[K, B]`, and a key for each `[K, 2]`."""
+    """A plan of K updates: the samples, the rows of each minibatch `[K, B]`, and the noise of each loss `[K, ...]`."""
 
     data: Tree
     index: Tensor
-    keys: Tensor
+    noise: Tree
 
-    def at(self, i: int) -> tuple[Tensor, Tensor]:
-        """Rows and key of minibatch `i`: views, so that a changing `i` stays on the host."""
-        return self.index.select(-2, i), self.keys.select(-2, i)
+    @property
+    def updates(self) -> int:
+        """K."""
+        return self.index.shape[-2]
+
+    def at(self, i: int) -> tuple[Tensor, Tree]:
+        """Rows and noise of minibatch `i`: views, so that a changing `i` stays on the host."""
+        axis = self.index.dim() - 2  # behind the lanes
+        return self.index.select(axis, i), tree.map(lambda x: x.select(axis, i), self.noise)
 
 
 @record

@@ -57,8 +57,8 @@ class SameParameters(Actor):
 
 
 class SameNoise(Actor):
-    def noise(self, key, steps, n):
-        return super().noise(random.key(0), steps, n)
+    def noise(self, key, steps, n, *more):
+        return super().noise(random.key(0), steps, n, *more)
 
 
 class DeadPolicy(Actor):
@@ -127,8 +127,8 @@ class BootstrapsFromTheReset(GAE):
 
 class UsesOneTwice(GAE):
     def order(self, actor, plan, envs, key):
-        index, keys = super().order(actor, plan, envs, key)
-        return torch.cat([index[:, :1], index[:, :-1]], 1) if index.shape[1] > 1 else index * 0, keys
+        index = super().order(actor, plan, envs, key)
+        return torch.cat([index[:, :1], index[:, :-1]], 1) if index.shape[1] > 1 else index * 0
 
 
 class ScalesObservations(GAE):
@@ -167,34 +167,34 @@ class ScalesInPlace(GAE):
 
 
 class Uphill(fnrl.PPO):
-    def grad(self, actor, weights, batch, key):
-        grads, aux = super().grad(actor, weights, batch, key)
+    def grad(self, actor, weights, batch, noise):
+        grads, aux = super().grad(actor, weights, batch, noise)
         return -grads, aux
 
 
 class ForgetsABatch(fnrl.PPO):
-    def grad(self, actor, weights, batch, key):
-        grads, aux = super().grad(actor, weights, batch, key)
+    def grad(self, actor, weights, batch, noise):
+        grads, aux = super().grad(actor, weights, batch, noise)
         return torch.cat([torch.zeros(1), grads[1:]]), aux
 
 
 class LooksDownhill(fnrl.PPO):
     """Its loss is right; the gradient that autograd finds is another's."""
 
-    def loss(self, actor, params, weights, batch, key):
-        loss, aux = super().loss(actor, params, weights, batch, key)
+    def loss(self, actor, params, weights, batch, noise):
+        loss, aux = super().loss(actor, params, weights, batch, noise)
         return 2.0 * loss.detach() - loss, aux
 
 
 class PerSample(fnrl.PPO):
-    def loss(self, actor, params, weights, batch, key):
-        loss, aux = super().loss(actor, params, weights, batch, key)
+    def loss(self, actor, params, weights, batch, noise):
+        loss, aux = super().loss(actor, params, weights, batch, noise)
         return loss, Aux({**aux.info, "ratio": batch.logp}, ())
 
 
 class Drops(fnrl.PPO):
-    def loss(self, actor, params, weights, batch, key):
-        loss, aux = super().loss(actor, params, weights, batch, key)
+    def loss(self, actor, params, weights, batch, noise):
+        loss, aux = super().loss(actor, params, weights, batch, noise)
         return loss * torch.rand(()), aux
 
 
@@ -238,8 +238,8 @@ class Silent(fnrl.PPO):
 
 
 class Divides(fnrl.PPO):
-    def loss(self, actor, params, weights, batch, key):
-        loss, aux = super().loss(actor, params, weights, batch, key)
+    def loss(self, actor, params, weights, batch, noise):
+        loss, aux = super().loss(actor, params, weights, batch, noise)
         return loss + (0.0 * params.vector[:2].sum()).sqrt(), aux
 
 
@@ -249,7 +249,7 @@ class Divides(fnrl.PPO):
 class Moody(fnrl.PPO):
     calls: ClassVar[list[int]] = []
 
-    def loss(self, actor, params, weights, batch, key):
+    def loss(self, actor, params, weights, batch, noise):
         self.calls.append(1)
-        loss, aux = super().loss(actor, params, weights, batch, key)
+        loss, aux = super().loss(actor, params, weights, batch, noise)
         return loss * (1.0 + 0.01 * len(self.calls)), aux

@@ -233,10 +233,10 @@ class Interrupting(fnrl.PPO):
 
     number = signal.SIGINT
 
-    def loss(self, actor, params, weights, batch, key):
+    def loss(self, actor, params, weights, batch, noise):
         if float(weights.hyper["clip"]) == pytest.approx(0.3):
             os.kill(os.getpid(), self.number)
-        return super().loss(actor, params, weights, batch, key)
+        return super().loss(actor, params, weights, batch, noise)
 
 
 class Terminating(Interrupting):
@@ -292,8 +292,8 @@ def test_steps_outside_the_main_thread_touch_no_signals():
 class Exploding(fnrl.PPO):
     """Its loss is infinite once clip has been set to 0.3."""
 
-    def loss(self, actor, params, weights, batch, key):
-        loss, aux = super().loss(actor, params, weights, batch, key)
+    def loss(self, actor, params, weights, batch, noise):
+        loss, aux = super().loss(actor, params, weights, batch, noise)
         return loss / (weights.hyper["clip"] != 0.3).float(), aux
 
 

@@ -150,20 +150,18 @@ def test_returns_bootstrap_where_time_runs_out():
 )
 def test_every_sample_is_used_once_an_epoch(epochs, minibatches, recurrent, seed):
     plan, total = Plan(epochs, minibatches), 6 if recurrent else 24
-    rows, keys = GAE(steps=4).order(actor_of(recurrent), plan, 6, random.key(seed))
+    rows = GAE(steps=4).order(actor_of(recurrent), plan, 6, random.key(seed))
     assert rows.shape == (epochs * minibatches, total // minibatches)
-    assert keys.shape == (epochs * minibatches, 2)
     for epoch in rows.reshape(epochs, total).tolist():
         assert sorted(epoch) == list(range(total))
-    assert len({tuple(k) for k in keys.tolist()}) == len(keys)
-    again, _ = GAE(steps=4).order(actor_of(recurrent), plan, 6, random.key(seed))
+    again = GAE(steps=4).order(actor_of(recurrent), plan, 6, random.key(seed))
     assert torch.equal(rows, again)
 
 
 def test_orders_differ_between_epochs_and_keys():
     storage, actor = GAE(steps=16), actor_of(False)
-    rows, _ = storage.order(actor, Plan(2, 1), 4, random.key(0))
-    other, _ = storage.order(actor, Plan(2, 1), 4, random.key(1))
+    rows = storage.order(actor, Plan(2, 1), 4, random.key(0))
+    other = storage.order(actor, Plan(2, 1), 4, random.key(1))
     assert not torch.equal(rows[0], rows[1])
     assert not torch.equal(rows, other)
 
@@ -207,8 +205,14 @@ def test_life_of_a_rollout():
     assert not storage.ready(state)
     with pytest.raises(ValueError, match="already holds a rollout"):
         storage.append(full, full.rollout)
-    assert not storage.ready(storage.used(full))
-    assert storage.feedback(full, torch.zeros(1), ()) is full
+    actor = actor_of(False)
+    facts = actor, weights_of(actor), Plan(1, 2), 2, random.key(0)
+    after, data, rows = storage.batches(lambda method: method, full, *facts)
+    assert not storage.ready(after)
+    assert storage.ready(full)
+    assert rows.shape == (2, 5)
+    assert storage.feedback(after, data, rows[0], ()) is after
+    assert storage.restore(storage.gather(full)) is full
 
 
 def test_minibatches_that_do_not_divide_are_refused_with_those_that_would():
@@ -274,5 +278,5 @@ def test_minibatches_are_as_many_as_asked():
     """NAPPO 4.1.15: ten samples in four minibatches gave five. Here four are refused, and five are five of two."""
     with pytest.raises(fnrl.CompositionError, match="does not divide"):
         GAE(steps=10).check(Plan(1, 4), actor_of(False), 1)
-    rows, _ = GAE(steps=10).order(actor_of(False), Plan(1, 5), 1, random.key(0))
+    rows = GAE(steps=10).order(actor_of(False), Plan(1, 5), 1, random.key(0))
     assert rows.shape == (5, 2)

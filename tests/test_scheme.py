@@ -184,8 +184,8 @@ def test_episode_returns_are_those_of_the_environment():
 class Exploding(fnrl.PPO):
     """Its loss becomes NaN at the given clip."""
 
-    def loss(self, actor, params, weights, batch, key):
-        loss, aux = super().loss(actor, params, weights, batch, key)
+    def loss(self, actor, params, weights, batch, noise):
+        loss, aux = super().loss(actor, params, weights, batch, noise)
         return loss / (weights.hyper["clip"] != 0.3).float() - 0 * math.inf, aux
 
 

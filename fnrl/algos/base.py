@@ -9,16 +9,24 @@ from torch import Tensor
 from fnrl.autodiff import value_and_grad
 from fnrl.optim import Optimiser, clip_by_global_norm
 from fnrl.record import record
-from fnrl.types import Aux, Params, Plan, Tree, Weights
+from fnrl.types import Aux, Layout, Params, Plan, Tree, Weights
 
 
 @record
 class AlgoState:
-    """Weights, and what stays at home: the optimiser's memory, and whether the rest of this plan is skipped."""
+    """Weights, and what stays at home: the optimiser's memory, whether the rest of this plan is skipped, and the number
+    of updates tried.
+    """
 
     weights: Weights
     opt: Tree
     stopped: Tensor
+    updates: Tensor
+
+    @staticmethod
+    def fresh(weights: Weights, opt: Tree) -> "AlgoState":
+        """Of no update yet."""
+        return AlgoState(weights, opt, torch.zeros((), dtype=torch.bool), torch.zeros((), dtype=torch.int64))
 
 
 class Algorithm:
@@ -35,20 +43,39 @@ class Algorithm:
         """How a rollout is used."""
         raise TypeError(f"{type(self).__name__} must define plan")
 
-    def loss(self, actor: Any, params: Params, weights: Weights, batch: Any, key: Tensor) -> tuple[Tensor, Aux]:
+    def check(self, actor: Any) -> None:
+        """Refuses an actor that the loss has no use for (CompositionError)."""
+
+    def init(self, actor: Any, params: Params) -> tuple[Params, Tree, Tree]:
+        """`(params, target, optimiser state)` of an actor's fresh parameters, with the algorithm's own added."""
+        return params, (), self.optimiser.init(params)
+
+    def noise(self, actor: Any, key: Tensor, updates: int, batch: int) -> Tree:
+        """What the losses of K updates draw, `[K, ...]`: drawn at once, so that no graph holds a generator."""
+        return ()
+
+    def loss(self, actor: Any, params: Params, weights: Weights, batch: Any, noise: Tree) -> tuple[Tensor, Aux]:
         """A 0-d loss, and what it says besides."""
         raise TypeError(f"{type(self).__name__} must define loss")
 
-    def init(self, actor: Any, params: Params) -> tuple[Tree, Tree]:
-        """`(target, optimiser state)` for fresh parameters."""
-        return (), self.optimiser.init(params)
+    def rates(self, hyper: dict[str, Tensor], layout: Layout) -> Tensor:
+        """The learning rate, 0-d or one per group `[G]`."""
+        return hyper["lr"]
 
-    def grad(self, actor: Any, weights: Weights, batch: Any, key: Tensor) -> tuple[Tensor, Aux]:
+    def mask(self, updates: Tensor, layout: Layout) -> Tree:
+        """Which groups `[G]` the update of this number (from 0) moves; `()` for all."""
+        return ()
+
+    def move_target(self, target: Tree, params: Params, hyper: dict[str, Tensor], updates: Tensor) -> Tree:
+        """The target after the update of this number (from 0)."""
+        return target
+
+    def grad(self, actor: Any, weights: Weights, batch: Any, noise: Tree = ()) -> tuple[Tensor, Aux]:
         """The gradient `[P]` of the loss at the weights, and what the loss says; `info` gains `loss`."""
         layout = weights.params.layout
 
         def loss(vector: Tensor) -> tuple[Tensor, Aux]:
-            return self.loss(actor, Params(vector, layout), weights, batch, key)
+            return self.loss(actor, Params(vector, layout), weights, batch, noise)
 
         (value, aux), grads = value_and_grad(loss)(weights.params.vector)
         return grads, Aux({"loss": value, **aux.info}, aux.priority)
@@ -59,7 +86,7 @@ class Algorithm:
         With `target_kl`, once the merged KL exceeds 1.5 times it, this and the other updates of the plan change
         nothing.
         """
-        hyper = state.weights.hyper
+        hyper, layout = state.weights.hyper, state.weights.params.layout
         stopped: Tensor = state.stopped
         if "max_grad_norm" in hyper:
             grads, norm = clip_by_global_norm(grads, hyper["max_grad_norm"])
@@ -69,12 +96,9 @@ class Algorithm:
             stopped = stopped | (info["approx_kl"] > 1.5 * hyper["target_kl"])
             mask: Tree = ~stopped
         else:
-            mask = ()
-        params, opt = self.optimiser.update(grads, state.opt, state.weights.params, hyper["lr"], mask)
-        weights = dataclasses.replace(state.weights, params=params)
-        return AlgoState(weights, opt, stopped), {**info, "grad_norm": norm}
-
-
-def not_stopped() -> Tensor:
-    """The `stopped` of a fresh plan."""
-    return torch.zeros((), dtype=torch.bool)
+            mask = self.mask(state.updates, layout)
+        rates = self.rates(hyper, layout)
+        params, opt = self.optimiser.update(grads, state.opt, state.weights.params, rates, mask)
+        target = self.move_target(state.weights.target, params, hyper, state.updates)
+        weights = dataclasses.replace(state.weights, params=params, target=target)
+        return AlgoState(weights, opt, stopped, state.updates + 1), {**info, "grad_norm": norm}

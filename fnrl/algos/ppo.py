@@ -10,7 +10,7 @@ from fnrl.algos.base import Algorithm
 from fnrl.component import Schedule, component, hyper, option, setting
 from fnrl.optim import Adam, Optimiser, RMSProp
 from fnrl.storages.rollout import OnPolicyBatch
-from fnrl.types import Aux, Params, Plan, Weights
+from fnrl.types import Aux, Params, Plan, Tree, Weights
 
 
 @component
@@ -52,7 +52,7 @@ class PPO(Algorithm):
         return Plan(self.epochs, self.minibatches)
 
     def loss(
-        self, actor: OnPolicyActorCritic, params: Params, weights: Weights, batch: OnPolicyBatch, key: Tensor
+        self, actor: OnPolicyActorCritic, params: Params, weights: Weights, batch: OnPolicyBatch, noise: Tree
     ) -> tuple[Tensor, Aux]:
         """The loss over a batch `[T, B]`."""
         h = weights.hyper
@@ -101,7 +101,7 @@ class A2C(Algorithm):
         return Plan(1, 1)
 
     def loss(
-        self, actor: OnPolicyActorCritic, params: Params, weights: Weights, batch: OnPolicyBatch, key: Tensor
+        self, actor: OnPolicyActorCritic, params: Params, weights: Weights, batch: OnPolicyBatch, noise: Tree
     ) -> tuple[Tensor, Aux]:
         """The loss over a batch `[T, B]`."""
         h = weights.hyper

@@ -1,6 +1,7 @@
 """On-policy storage: one rollout, an estimator of advantages, and a plan of minibatches."""
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class RolloutStorage:
     """Base of on-policy storages: a subclass is a component with `steps` and an `estimate`."""
 
     family: ClassVar[str] = "on-policy"
+    warmup: ClassVar[int] = 0
     steps: int
 
     def estimate(
@@ -76,25 +78,48 @@ class RolloutStorage:
         """Whether there is a rollout to learn from."""
         return not isinstance(state.rollout, tuple)
 
-    def feedback(self, state: RolloutState, index: Tensor, priority: Tree) -> RolloutState:
+    def updates(self, plan: Plan, envs: int) -> int:
+        """Updates that a rollout of `envs` environments gives."""
+        return plan.updates
+
+    def batches(
+        self,
+        lift: Callable[..., Any],
+        state: RolloutState,
+        actor: OnPolicyActorCritic,
+        weights: Weights,
+        plan: Plan,
+        envs: int,
+        key: Tensor,
+    ) -> tuple[RolloutState, OnPolicyBatch, Tensor]:
+        """The storage without its rollout, the rollout's samples, and the rows of each minibatch `[K, B]`."""
+        return (
+            RolloutState(()),
+            lift(self.prepare)(state, actor, weights),
+            lift(self.order)(actor, plan, envs, key),
+        )
+
+    def feedback(self, state: RolloutState, data: OnPolicyBatch, rows: Tensor, priority: Tree) -> RolloutState:
         """On-policy storage has no use for priorities."""
         return state
 
-    def used(self, state: RolloutState) -> RolloutState:
-        """The storage once its rollout has been prepared: empty."""
-        return RolloutState(())
+    def gather(self, state: RolloutState) -> RolloutState:
+        """It is a record already."""
+        return state
 
-    def order(self, actor: OnPolicyActorCritic, plan: Plan, envs: int, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of each minibatch `[K, B]`, and a key for each `[K, 2]`.
+    def restore(self, pure: RolloutState) -> RolloutState:
+        """The same."""
+        return pure
+
+    def order(self, actor: OnPolicyActorCritic, plan: Plan, envs: int, key: Tensor) -> Tensor:
+        """Rows of each minibatch `[K, B]`.
 
         Without recurrence every epoch is a permutation of all T x N samples; with it, of the N environments, whole
         columns each.
         """
         total = envs if actor.recurrent is not None else self.steps * envs
-        shuffle, later = random.split(key).unbind(0)
-        keys = random.split(shuffle, plan.epochs)
-        index = torch.stack([random.permutation(k, total) for k in keys.unbind(0)])
-        return index.reshape(plan.updates, total // plan.minibatches), random.split(later, plan.updates)
+        index = torch.stack([random.permutation(k, total) for k in random.split(key, plan.epochs).unbind(0)])
+        return index.reshape(plan.updates, total // plan.minibatches)
 
     def take(self, data: OnPolicyBatch, rows: Tensor) -> OnPolicyBatch:
         """The minibatch of some rows `[B]`."""

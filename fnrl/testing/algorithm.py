@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fnrl import random, tree
-from fnrl.algos.base import AlgoState, not_stopped
+from fnrl.algos.base import AlgoState
 from fnrl.storages import GAE
 from fnrl.testing import laws, strategies
 from fnrl.testing.storage import example_actor, example_rollout, example_weights
@@ -62,19 +62,20 @@ class _Example:
         weights = example_weights(actor, algo, storage, self.key)
         rollout = example_rollout(actor, weights, storage.steps, envs, seed, terminated, truncated)
         data = storage.prepare(storage.append(storage.init(), rollout), actor, weights)
-        rows = storage.order(actor, algo.plan, envs, self.key)[0][0]
+        rows = storage.order(actor, algo.plan, envs, self.key)[0]
         self.batch = storage.take(data, rows)
         vector = weights.params.vector
         moved = vector + 0.05 * random.normal(random.fold_in(self.key, 7), tuple(vector.shape))
         self.weights = dataclasses.replace(weights, params=Params(moved, weights.params.layout))
-        self.state = AlgoState(self.weights, algo.init(actor, self.weights.params)[1], not_stopped())
+        self.noise = tree.index(algo.noise(actor, self.key, 1, rows.shape[0]), 0)
+        self.state = AlgoState.fresh(self.weights, algo.optimiser.init(self.weights.params))
 
     def graded(self, weights: Weights | None = None) -> tuple[Any, ...]:
-        return self.actor, weights or self.weights, self.batch, self.key
+        return self.actor, weights or self.weights, self.batch, self.noise
 
     def loss(self, vector: Tensor) -> Tensor:
         params = Params(vector, self.weights.params.layout)
-        return self.algo.loss(self.actor, params, self.weights, self.batch, self.key)[0]
+        return self.algo.loss(self.actor, params, self.weights, self.batch, self.noise)[0]
 
     def applied(self, **hyper: float) -> tuple[Any, ...]:
         """A state and an update for it, with these hyper-parameters."""
@@ -85,8 +86,8 @@ class _Example:
 
 
 def _check_loss(algo: Any, example: _Example) -> None:
-    actor, weights, batch, key = example.graded()
-    loss, aux = laws.check_call(algo, algo.loss, actor, weights.params, weights, batch, key)
+    actor, weights, batch, noise = example.graded()
+    loss, aux = laws.check_call(algo, algo.loss, actor, weights.params, weights, batch, noise)
     if not isinstance(aux, Aux):
         laws.broken(algo, laws.SHAPES, f"loss gives a {type(aux).__name__} besides the loss, expected fnrl.types.Aux")
     for name, x in {"loss": loss, **aux.info}.items():
@@ -159,7 +160,7 @@ def _check_stop(algo: Any, example: _Example) -> None:
         ("a KL above 1.5 times target_kl", state, {**info, "approx_kl": torch.tensor(0.0151)}, True),
         (
             "a stop before",
-            dataclasses.replace(state, stopped=~not_stopped()),
+            dataclasses.replace(state, stopped=~state.stopped),
             {**info, "approx_kl": torch.tensor(0.0)},
             True,
         ),
