@@ -6,8 +6,8 @@ architecture is a composition of nodes that runs in one process or, unchanged, a
 """
 
 from fnrl import envs, random
-from fnrl.actors import OnPolicyActorCritic
-from fnrl.algos import A2C, PPO, Algorithm
+from fnrl.actors import EpsilonGreedy, Gaussian, OffPolicyActorCritic, OnPolicyActorCritic, OrnsteinUhlenbeck
+from fnrl.algos import A2C, DDPG, DQN, PPO, SAC, TD3, Algorithm
 from fnrl.component import Linear, component, hyper, option, setting
 from fnrl.errors import CheckpointError, CompositionError, EnvironmentFault, NonFiniteError, StaleStateError
 from fnrl.evaluate import Evaluation, evaluate
@@ -20,7 +20,7 @@ from fnrl.policy import Policy, load_policy
 from fnrl.random import key
 from fnrl.record import host, record, static
 from fnrl.scheme import Scheme, SchemeState
-from fnrl.storages import GAE, Returns
+from fnrl.storages import GAE, Prioritised, Replay, Returns
 from fnrl.topology import centralised, collect, gradients, synchronous
 
 __version__ = "0.1.0"
@@ -28,28 +28,38 @@ __version__ = "0.1.0"
 __all__ = [
     "A2C",
     "CNN",
+    "DDPG",
+    "DQN",
     "GAE",
     "GRU",
     "MLP",
     "PPO",
+    "SAC",
     "SGD",
+    "TD3",
     "Adam",
     "Algorithm",
     "CheckpointError",
     "CompositionError",
     "EnvironmentFault",
+    "EpsilonGreedy",
     "Evaluate",
     "Evaluation",
+    "Gaussian",
     "Inline",
     "Learner",
     "Linear",
     "NonFiniteError",
     "NormaliseObs",
+    "OffPolicyActorCritic",
     "OnPolicyActorCritic",
+    "OrnsteinUhlenbeck",
     "Parts",
     "Policy",
+    "Prioritised",
     "RMSProp",
     "Ray",
+    "Replay",
     "Returns",
     "ScaleReward",
     "Scheme",

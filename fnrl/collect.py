@@ -68,7 +68,9 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
     key = run.lift(random.fold_in)(state.key, state.rollouts)
     keys = run.lift(random.split)(key)
     random_actions = weights.version == 0 and parts.storage.warmup > 0
-    noise = _per_step(run.lift(actor.noise)(keys.select(-2, 0), steps, env.num_envs, weights.hyper, random_actions), axis)
+    noise = _per_step(
+        run.lift(actor.noise)(keys.select(-2, 0), steps, env.num_envs, weights.hyper, random_actions), axis
+    )
     env_noise: Any = ((),) * steps
     if env.pure:
         env_noise = _per_step(run.lift(env.noise)(keys.select(-2, 1), steps), axis)

@@ -10,13 +10,14 @@ written.
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 T = TypeVar("T")
 
 _RANGE = "fnrl.range"
 
+_MADE: set[type] = set()
 COMPONENTS: dict[str, type] = {}  # by `module.qualname`: with a few plain values, what a printed configuration can name
 
 
@@ -111,6 +112,7 @@ def component(cls: type[T]) -> type[T]:
     __init__.__wrapped__ = plain_init  # type: ignore[attr-defined]
     made.__init__ = __init__
     COMPONENTS[f"{cls.__module__}.{cls.__qualname__}"] = made
+    _MADE.add(made)
     return made
 
 
@@ -149,13 +151,21 @@ def _check(owner: str, name: str, value: Any, limits: Range, default: Any) -> No
         raise ValueError(f"{owner}.{name} = {value!r} is out of range: expected a value in {limits}")
 
 
+def with_parts(components: Iterable[Any]) -> Iterator[Any]:
+    """The components, and those that they hold in their fields."""
+    for part in components:
+        yield part
+        held = (getattr(part, f.name) for f in dataclasses.fields(part))
+        yield from with_parts(x for x in held if type(x) in _MADE)
+
+
 def hypers(*components: Any) -> dict[str, float | Schedule]:
     """The numeric hyper-parameters of some components, by name (those set to None are absent).
 
     Errors: ValueError when two components declare one name with different values.
     """
     found: dict[str, float | Schedule] = {}
-    for part in components:
+    for part in with_parts(components):
         for field in dataclasses.fields(part):
             limits, value = field.metadata.get(_RANGE), getattr(part, field.name)
             if limits is None or not limits.swept or value is None:
@@ -168,7 +178,7 @@ def hypers(*components: Any) -> dict[str, float | Schedule]:
 
 def check_hyper(name: str, value: Any, *components: Any) -> None:
     """Refuses a hyper-parameter that no component declares, or a value out of its range (TypeError, ValueError)."""
-    declared = {f.name: (p, f) for p in components for f in dataclasses.fields(p) if name_is_swept(f)}
+    declared = {f.name: (p, f) for p in with_parts(components) for f in dataclasses.fields(p) if name_is_swept(f)}
     if name not in declared:
         raise ValueError(f"no part has a hyper-parameter {name!r}{nearest(name, declared)}")
     part, field = declared[name]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +95,36 @@ class Normal:
         d = self.log_std - other.log_std
         z = (self.mean - other.mean) * torch.exp(-other.log_std)
         return 0.5 * (torch.expm1(2.0 * d) - 2.0 * d + z.square()).sum(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class TanhNormal:
+    """Normal components squashed into (-1, 1): `a = tanh(u)`, `u` normal (arXiv 1801.01290, appendix C).
+
+    Args:
+        mean, log_std: [..., A], of u.
+    """
+
+    mean: Tensor
+    log_std: Tensor
+
+    def mode(self) -> Tensor:
+        """The squashed mean [..., A] (the median of each component)."""
+        return torch.tanh(self.mean)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """An action [..., A] for standard normal noise [..., A]; differentiable."""
+        return torch.tanh(Normal(self.mean, self.log_std).sample(noise))
+
+    def sample_and_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """An action [..., A] and the logarithm of its density [...], finite however close to +-1 it is.
+
+        log p(a) = log N(u) - sum_i log(1 - tanh(u_i)^2),   log(1 - tanh(u)^2) = 2 (log 2 + u + log sigmoid(-2 u))
+        """
+        normal = Normal(self.mean, self.log_std)
+        u = normal.sample(noise)
+        squashed = 2.0 * (math.log(2.0) + u + functional.logsigmoid(-2.0 * u))
+        return torch.tanh(u), normal.log_prob(u) - squashed.sum(-1)
 
 
 def _fits(name: str, x: Tensor, expected: torch.Size) -> None:

@@ -121,3 +121,12 @@ def _same_shape(**arrays: Tensor) -> None:
     for name, shape in rest:
         if shape != expected:
             raise ValueError(f"{name} has shape {tuple(shape)}, expected {tuple(expected)}, the shape of {first}")
+
+
+def huber(error: Tensor, delta: float = 1.0) -> Tensor:
+    """`0.5 e^2` where `|e| <= delta`, `delta (|e| - 0.5 delta)` beyond: its gradient is `clip(e, -delta, delta)`.
+
+    Source: Huber (1964), doi:10.1214/aoms/1177703732.
+    """
+    inside = error.clamp(-delta, delta)
+    return inside * (error - 0.5 * inside)

@@ -176,7 +176,7 @@ class Gradients:
     def _plan(self, run: Run, state: GradientsState, weights: Weights) -> tuple[GradientsState, Info, int]:
         parts, storage, child, moments = run.parts, state.storage, state.child, state.moments
         infos, env_steps = [], 0
-        while not parts.storage.ready(storage):
+        while not parts.storage.ready(storage, parts.algo.plan, self.envs(parts)):
             child, rollout, info = self.child.step(run, child, weights)
             storage = parts.storage.append(storage, rollout)
             moments, env_steps = merge_moments(run, moments, rollout.moments), env_steps + rollout.env_steps

@@ -29,6 +29,14 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How a replay is used: updates per environment step (a fraction, too), and samples per update."""
+
+    ratio: float
+    batch: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """The names, shapes and groups of a flat parameter vector. Groups are contiguous: the part of a name before its
     first dot.
@@ -204,6 +212,22 @@ class Episodes:
     end: Tensor
     returns: Tensor
     lengths: Tensor
+
+
+@record
+class OffPolicyBatch:
+    """Samples `[B]`: what was earned until the state to bootstrap from, and what that state's value counts for.
+
+    `discount` is `gamma^n (1 - terminated)`; `weight` corrects a sample that was not drawn uniformly; observations are
+    normalised.
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    next_obs: Tensor
+    discount: Tensor
+    weight: Tensor
 
 
 @record

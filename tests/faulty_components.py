@@ -143,7 +143,7 @@ class Overwrites(GAE):
 
 
 class AlwaysReady(GAE):
-    def ready(self, state):
+    def ready(self, state, plan, envs):
         return True
 
 

@@ -199,17 +199,17 @@ def test_a_taken_batch_has_ratio_one_under_the_weights_it_was_made_with(recurren
 def test_life_of_a_rollout():
     storage = GAE(steps=5)
     state = storage.init()
-    assert not storage.ready(state)
+    assert not storage.ready(state, Plan(1, 2), 2)
     full = storage.append(state, Rollout(rollout_of(actor_of(False), 5, 2), (), 0, 10))
-    assert storage.ready(full)
-    assert not storage.ready(state)
+    assert storage.ready(full, Plan(1, 2), 2)
+    assert not storage.ready(state, Plan(1, 2), 2)
     with pytest.raises(ValueError, match="already holds a rollout"):
         storage.append(full, full.rollout)
     actor = actor_of(False)
     facts = actor, weights_of(actor), Plan(1, 2), 2, random.key(0)
     after, data, rows = storage.batches(lambda method: method, full, *facts)
-    assert not storage.ready(after)
-    assert storage.ready(full)
+    assert not storage.ready(after, Plan(1, 2), 2)
+    assert storage.ready(full, Plan(1, 2), 2)
     assert rows.shape == (2, 5)
     assert storage.feedback(after, data, rows[0], ()) is after
     assert storage.restore(storage.gather(full)) is full

@@ -8,17 +8,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fnrl import check, random
+from fnrl.actors.base import Actor, Groups, fit, taken
 from fnrl.component import component, option, setting
 from fnrl.distributions import Categorical, Normal
 from fnrl.networks import GRU, MLP, Network, Tensors, linear
 from fnrl.spaces import Box, Discrete, EnvSpec
 from fnrl.types import Params, Tree
 
-Groups = dict[str, Tensors]
-
 
 @component
-class OnPolicyActorCritic:
+class OnPolicyActorCritic(Actor):
     """Policy `pi(a | s)` and value `V(s)`: separate networks on the observation, or on features that both share.
 
     `torso` computes shared features, `recurrent` remembers them; without these, policy and value share nothing.
@@ -38,7 +37,7 @@ class OnPolicyActorCritic:
 
     def __post_init__(self) -> None:
         for net in (self.policy, self.value):
-            net.width(_taken(net, self._shared_shape()))
+            net.width(taken(net, self._shared_shape()))
 
     # -- parameters, memory, noise ----------------------------------------------------------------------------
 
@@ -53,13 +52,13 @@ class OnPolicyActorCritic:
 
         keys = random.split(key, 6)
         if self.torso is not None:
-            add("torso", self.torso.init(keys[0], _taken(self.torso, self._obs_shape())))
+            add("torso", self.torso.init(keys[0], taken(self.torso, self._obs_shape())))
         if self.recurrent is not None:
             add("recurrent", self.recurrent.init(keys[1], math.prod(self._torso_shape())))
         for i, (name, net, width, gain) in enumerate(
-            (("policy", self.policy, self._policy_width(), 0.01), ("value", self.value, 1, 1.0))
+            (("policy", self.policy, self.actions, 0.01), ("value", self.value, 1, 1.0))
         ):
-            at = _taken(net, self._shared_shape())
+            at = taken(net, self._shared_shape())
             add(name, net.init(keys[2 + i], at))
             add(f"{name}.head", linear(keys[4 + i], net.width(at), width, gain))
             if name == "policy" and isinstance(self.spec.action, Box):
@@ -70,7 +69,7 @@ class OnPolicyActorCritic:
         """The memory at the start of an episode, `[n, H]`; H is 0 without recurrence."""
         return torch.zeros(n, self.recurrent.size if self.recurrent else 0)
 
-    def noise(self, key: Tensor, steps: int, n: int, hyper: Tree = (), random_actions: bool = False) -> Tensor:
+    def noise(self, key: Tensor, steps: int, n: int, hyper: Tree = (), anything: bool = False) -> Tensor:
         """What `act` needs for `steps` steps of `n` environments, `[T, N, ...]`; no hyper-parameter matters."""
         action = self.spec.action
         if isinstance(action, Discrete):
@@ -90,23 +89,6 @@ class OnPolicyActorCritic:
         pi = self._policy(groups, x)
         action = pi.mode() if noise is None else pi.sample(noise)
         return action, self.env_action(action), pi.log_prob(action), memory
-
-    def env_action(self, action: Tensor) -> Tensor:
-        """The environment's action: Discrete counted from `start`; Box clipped to [-1, 1] and scaled, if it has
-        bounds.
-        """
-        space = self.spec.action
-        if isinstance(space, Discrete):
-            return action + space.start if space.start else action
-        if not space.bounded:  # a single bound, or some elements' bounds, are kept all the same
-            action = action.clamp(*(b.reshape(-1).to(action.device) for b in space.bounds()))
-            return action.reshape(*action.shape[:-1], *space.shape) if len(space.shape) != 1 else action
-        if space.low == -1.0 and space.high == 1.0:
-            action = action.clamp(-1.0, 1.0)
-        else:
-            low, high = (b.reshape(-1).to(action.device) for b in space.bounds())
-            action = low + (action.clamp(-1.0, 1.0) + 1.0) * 0.5 * (high - low)
-        return action if len(space.shape) == 1 else action.reshape(*action.shape[:-1], *space.shape)
 
     # -- evaluating ---------------------------------------------------------------------------------------------
 
@@ -131,37 +113,14 @@ class OnPolicyActorCritic:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _policy_width(self) -> int:
-        action = self.spec.action
-        return action.n if isinstance(action, Discrete) else action.size
-
-    def _obs_shape(self) -> tuple[int, ...]:
-        obs = self.spec.obs
-        return (obs.n,) if isinstance(obs, Discrete) else obs.shape
-
-    def _torso_shape(self) -> tuple[int, ...]:
-        shape = self._obs_shape()
-        return (self.torso.width(_taken(self.torso, shape)),) if self.torso else shape
-
     def _shared_shape(self) -> tuple[int, ...]:
         return (self.recurrent.size,) if self.recurrent is not None else self._torso_shape()
-
-    def _features(self, groups: Groups, obs: Tensor) -> Tensor:
-        space = self.spec.obs
-        x = obs
-        if isinstance(space, Discrete):  # not F.one_hot, which reads its input: it fails under vmap of grad
-            x = (obs[..., None] == torch.arange(space.n, device=obs.device)).float()
-        if x.dtype == torch.uint8:
-            x = x.float() / 255.0
-        if self.torso is not None:
-            x = self.torso.apply(groups["torso"], _fit(self.torso, x, self._obs_shape()))
-        return x if self.recurrent is None else _fit(self.recurrent, x, self._torso_shape())
 
     def _shared(self, groups: Groups, obs: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         x = self._features(groups, obs)
         if self.recurrent is None:
             return x, memory
-        memory = self.recurrent.apply(groups["recurrent"], x, memory)
+        memory = self.recurrent.apply(groups["recurrent"], fit(self.recurrent, x, self._torso_shape()), memory)
         return memory, memory
 
     def _unroll(self, groups: Groups, obs: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,7 +128,7 @@ class OnPolicyActorCritic:
         x = self._features(groups, obs)
         if self.recurrent is None:
             return x, memory.expand(obs.shape[0], *memory.shape)
-        cell = groups["recurrent"]
+        cell, x = groups["recurrent"], fit(self.recurrent, x, self._torso_shape())
         memories = []
         for features, start in zip(x.unbind(0), starts.unbind(0), strict=True):
             memory = self.recurrent.apply(cell, features, torch.where(start[..., None], 0.0, memory))
@@ -178,21 +137,12 @@ class OnPolicyActorCritic:
         return out, out
 
     def _policy(self, groups: Groups, x: Tensor) -> Categorical | Normal:
-        x = self.policy.apply(groups["policy"], _fit(self.policy, x, self._shared_shape()))
+        x = self.policy.apply(groups["policy"], fit(self.policy, x, self._shared_shape()))
         x = F.linear(x, groups["policy"]["head.weight"], groups["policy"]["head.bias"])
         if isinstance(self.spec.action, Discrete):
             return Categorical(x)
         return Normal(x, groups["policy"]["log_std"].expand_as(x))
 
     def _value(self, groups: Groups, x: Tensor) -> Tensor:
-        x = self.value.apply(groups["value"], _fit(self.value, x, self._shared_shape()))
+        x = self.value.apply(groups["value"], fit(self.value, x, self._shared_shape()))
         return F.linear(x, groups["value"]["head.weight"], groups["value"]["head.bias"]).squeeze(-1)
-
-
-def _taken(net: Network | GRU, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which a network takes inputs: dense ones take them flat."""
-    return (math.prod(shape),) if isinstance(net, MLP | GRU) else shape
-
-
-def _fit(net: Network | GRU, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return x if len(shape) == len(_taken(net, shape)) else x.reshape(*x.shape[: x.dim() - len(shape)], -1)

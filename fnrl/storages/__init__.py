@@ -1,5 +1,6 @@
 """What remembers: rollouts become plans of batches."""
 
+from fnrl.storages.replay import Prioritised, Replay
 from fnrl.storages.rollout import GAE, OnPolicyBatch, Returns, RolloutStorage
 
-__all__ = ["GAE", "OnPolicyBatch", "Returns", "RolloutStorage"]
+__all__ = ["GAE", "OnPolicyBatch", "Prioritised", "Replay", "Returns", "RolloutStorage"]

@@ -74,7 +74,7 @@ class RolloutStorage:
             raise ValueError("append: the storage already holds a rollout; make its batches first")
         return RolloutState(rollout)
 
-    def ready(self, state: RolloutState) -> bool:
+    def ready(self, state: RolloutState, plan: Plan, envs: int) -> bool:
         """Whether there is a rollout to learn from."""
         return not isinstance(state.rollout, tuple)
 

@@ -120,16 +120,13 @@ class _Example:
 
 
 def _check_flow(storage: Any, example: _Example) -> None:
-    empty = storage.init()
-    if storage.ready(empty):
+    empty, sizes = storage.init(), (example.plan, example.envs)
+    if storage.ready(empty, *sizes):
         laws.broken(storage, HOLDS, "ready(init()) is true")
     full = laws.check_call(storage, storage.append, empty, example.rollout)
-    if storage.ready(empty) or not storage.ready(full):
-        laws.broken(
-            storage,
-            HOLDS,
-            f"after append, ready is {storage.ready(full)}, of the state before it {storage.ready(empty)}",
-        )
+    if storage.ready(empty, *sizes) or not storage.ready(full, *sizes):
+        found = storage.ready(full, *sizes), storage.ready(empty, *sizes)
+        laws.broken(storage, HOLDS, f"after append, ready is {found[0]}, of the state before it {found[1]}")
     for what, state in (("the empty state", empty), ("the full state", full)):
         laws.check_saved(storage, what, state)
     try:
@@ -140,7 +137,7 @@ def _check_flow(storage: Any, example: _Example) -> None:
         laws.broken(storage, WHOLE, "append to a full storage raised no ValueError")
     facts = example.actor, example.weights, example.plan, example.envs
     after, data, _ = storage.batches(lambda method: method, full, *facts, random.key(0))
-    if storage.ready(after):
+    if storage.ready(after, *sizes):
         laws.broken(storage, HOLDS, "ready is true after batches")
     laws.check_call(storage, storage.feedback, after, data, torch.zeros(1, dtype=torch.int64), ())
     laws.same(storage, HOLDS, storage.restore(storage.gather(full)), full, "a restored state", "the state")
@@ -164,9 +161,7 @@ def _check_samples(storage: Any, examples: list[_Example]) -> None:
     laws.check_lanes(storage, storage.order, *((*statics, key) for key in keys))
     if index.shape[1] > 4 and tree.same_bits(index, example.order(keys[1])):
         laws.broken(storage, ORDERS, "two keys give one order")
-    laws.check_lanes(
-        storage, storage.take, *((e.data(), e.order(k)[0]) for e, k in zip(examples, keys, strict=True))
-    )
+    laws.check_lanes(storage, storage.take, *((e.data(), e.order(k)[0]) for e, k in zip(examples, keys, strict=True)))
     wanted = _by_name(example.rollout.steps)
     for epoch in index.reshape(plan.epochs, plan.minibatches, -1).unbind(0):
         batches = [laws.check_call(storage, storage.take, data, rows) for rows in epoch.unbind(0)]

@@ -1,0 +1,72 @@
+"""What actors share: features of raw observations, and the way from an action to the environment's."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fnrl.networks import GRU, MLP, Network, Tensors
+from fnrl.spaces import Discrete, EnvSpec
+
+Groups = dict[str, Tensors]
+
+
+class Actor:
+    """Base of actors: a subclass is a component with a `spec` and a `torso` (a network, or None)."""
+
+    spec: EnvSpec
+    torso: Network | None
+
+    def env_action(self, action: Tensor) -> Tensor:
+        """The environment's action: Discrete counted from `start`; Box clipped to [-1, 1] and scaled, if it has
+        bounds.
+        """
+        space = self.spec.action
+        if isinstance(space, Discrete):
+            return action + space.start if space.start else action
+        if not space.bounded:  # a single bound, or some elements' bounds, are kept all the same
+            action = action.clamp(*(b.reshape(-1).to(action.device) for b in space.bounds()))
+            return action.reshape(*action.shape[:-1], *space.shape) if len(space.shape) != 1 else action
+        if space.low == -1.0 and space.high == 1.0:
+            action = action.clamp(-1.0, 1.0)
+        else:
+            low, high = (b.reshape(-1).to(action.device) for b in space.bounds())
+            action = low + (action.clamp(-1.0, 1.0) + 1.0) * 0.5 * (high - low)
+        return action if len(space.shape) == 1 else action.reshape(*action.shape[:-1], *space.shape)
+
+    @property
+    def actions(self) -> int:
+        """Choices of a Discrete action, components of a Box."""
+        action = self.spec.action
+        return action.n if isinstance(action, Discrete) else action.size
+
+    def _obs_shape(self) -> tuple[int, ...]:
+        obs = self.spec.obs
+        return (obs.n,) if isinstance(obs, Discrete) else obs.shape
+
+    def _torso_shape(self) -> tuple[int, ...]:
+        shape = self._obs_shape()
+        return (self.torso.width(taken(self.torso, shape)),) if self.torso else shape
+
+    def _features(self, groups: Groups, obs: Tensor) -> Tensor:
+        """Floats `[..., *torso_shape]` of raw or normalised observations."""
+        space = self.spec.obs
+        x = obs
+        if isinstance(space, Discrete):  # not F.one_hot, which reads its input: it fails under vmap of grad
+            x = (obs[..., None] == torch.arange(space.n, device=obs.device)).float()
+        if x.dtype == torch.uint8:
+            x = x.float() / 255.0
+        if self.torso is not None:
+            x = self.torso.apply(groups["torso"], fit(self.torso, x, self._obs_shape()))
+        return x
+
+
+def taken(net: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which a network takes inputs: dense ones take them flat."""
+    return (math.prod(shape),) if isinstance(net, MLP | GRU) else shape
+
+
+def fit(net: Any, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Inputs `[..., *shape]` in the shape that the network takes."""
+    return x if len(shape) == len(taken(net, shape)) else x.reshape(*x.shape[: x.dim() - len(shape)], -1)

@@ -1,0 +1,244 @@
+"""Off-policy storage: one ring, and how samples are drawn from it."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fnrl import random, tree
+from fnrl.actors.off_policy import OffPolicyActorCritic
+from fnrl.component import Schedule, component, hyper, option, setting
+from fnrl.errors import CheckpointError, CompositionError
+from fnrl.record import host, record
+from fnrl.spaces import Space
+from fnrl.storages.ring import Ring, RingRecord, Rows, by_priority
+from fnrl.token import Token
+from fnrl.types import OffPolicyBatch, Rollout, Sampling, Tree, Weights
+
+
+@record
+class ReplayState:
+    """The reference to the ring (`()` before the first rollout), and what was collected and learnt from so far."""
+
+    token: Token | tuple[()] = host(default=())
+    collected: int = host(default=0)  # transitions of one lane
+    updates: int = host(default=0)
+
+
+@record
+class ReplayRecord:
+    """A replay as a pure record."""
+
+    ring: Tree  # RingRecord, or ()
+    collected: int = host()
+    updates: int = host()
+
+
+@record
+class Samples:
+    """The samples of a plan `[K * B]`, and where in the ring they were drawn."""
+
+    batch: OffPolicyBatch
+    index: Tensor
+
+
+@component
+class Prioritised:
+    """Samples drawn by their last error: arXiv 1511.05952, proportional.
+
+    P(i) = p_i^alpha / sum_j p_j^alpha,   p = |error| + eps;   w_i = (M P(i))^-beta / max_j w_j
+    """
+
+    alpha: float = setting(default=0.6, low=0.0, help="0 draws uniformly, 1 in proportion to the error")
+    priority_beta: float | Schedule = hyper(default=0.4, high=1.0, help="how far weights correct; 1 in full")
+    eps: float = setting(default=1e-6, low=0.0, help="added to the error")
+
+
+@component
+class Replay:
+    """The last `capacity` transitions; a plan draws its batches from them, with replacement.
+
+    A rollout is `steps` steps of every environment, and the algorithm's `ratio` says how many updates it earns. The
+    first `warmup` transitions are of random actions and earn none but the last rollout's. With `n_step` returns,
+    `reward` is the discounted sum up to there, or to the end of an episode, or to the newest transition.
+
+    Appending writes in place, so of a state only the newest can be stepped (StaleStateError); `fork` copies.
+    """
+
+    family: ClassVar[str] = "off-policy"
+
+    capacity: int = setting(default=1_000_000, help="transitions kept, over all environments")
+    steps: int = setting(default=1, help="steps of each environment in a rollout")
+    warmup: int = setting(default=1000, low=0, help="transitions of random actions before the first update")
+    n_step: int = setting(default=1, help="steps of a return before it bootstraps")
+    prioritised: Prioritised | None = option(default=None, help="draw by error; None for uniformly")
+
+    def check(self, plan: Any, actor: OffPolicyActorCritic, envs: int) -> None:
+        """Refuses sizes that don't fit each other, or the machine's memory (CompositionError)."""
+        if not isinstance(plan, Sampling):
+            raise CompositionError(f"Replay needs an algorithm whose plan is a Sampling, such as SAC; it is {plan}")
+        if self._rows(envs) < self.steps:
+            raise CompositionError(
+                f"capacity={self.capacity} of Replay is less than one rollout of {self.steps} steps x {envs} "
+                f"environments = {self.steps * envs} transitions"
+            )
+        first = self._first(envs)
+        if plan.batch > min(first, self._rows(envs) * envs):
+            raise CompositionError(
+                f"a batch of {plan.batch} is more than the {min(first, self.capacity)} transitions stored at the first "
+                f"update: pass Replay(warmup={plan.batch}) or more, or a smaller batch"
+            )
+        need, have = self._bytes(actor, envs), _memory()
+        if need > have:
+            raise CompositionError(
+                f"Replay(capacity={self.capacity}) needs {need / 1e9:.1f} GB for {actor.spec.obs}, the machine has "
+                f"{have / 1e9:.1f} GB: a capacity of {int(self.capacity * 0.5 * have / need)} takes half of it"
+            )
+
+    def init(self) -> ReplayState:
+        """Nothing yet."""
+        return ReplayState()
+
+    def append(self, state: ReplayState, rollout: Rollout) -> ReplayState:
+        """Takes a rollout in, in place. Errors: StaleStateError."""
+        steps = rollout.steps
+        if isinstance(state.token, tuple):
+            envs = steps.reward.shape[-1]
+            ring = Ring.empty(self._rows(envs), steps, self.prioritised is not None)
+            token = ring.token()
+        else:
+            ring = state.token.take()
+            token = ring.advance()
+        ring.append(steps)
+        return ReplayState(token, state.collected + steps.reward.shape[-1] * steps.reward.shape[-2], state.updates)
+
+    def ready(self, state: ReplayState, plan: Sampling, envs: int) -> bool:
+        """Whether the warm-up is over and an update is earned."""
+        return state.collected >= max(self.warmup, 1) and self._earned(state, plan, envs) > 0
+
+    def updates(self, plan: Sampling, envs: int) -> int:
+        """Updates that a rollout of `envs` environments earns, rounded up."""
+        return math.ceil(plan.ratio * self.steps * envs - 1e-9)
+
+    def batches(
+        self,
+        lift: Callable[..., Any],
+        state: ReplayState,
+        actor: OffPolicyActorCritic,
+        weights: Weights,
+        plan: Sampling,
+        envs: int,
+        key: Tensor,
+    ) -> tuple[ReplayState, Samples, Tensor]:
+        """The storage, the samples of all updates earned, and the rows of each batch `[K, B]`."""
+        assert isinstance(state.token, Token)
+        ring: Ring = state.token.take()
+        updates = self._earned(state, plan, envs)
+        where = ring.start, ring.size
+        index, weight = lift(self.draw)(ring.rows, weights.hyper, key, updates, plan.batch, *where)
+        batch = lift(self.sample)(ring.rows, weights, index, weight, *where)
+        rows = torch.arange(updates * plan.batch, device=index.device).reshape(updates, plan.batch)
+        rows = rows.expand(*index.shape[:-1], *rows.shape)
+        return dataclasses.replace(state, updates=state.updates + updates), Samples(batch, index), rows
+
+    def draw(
+        self, ring: Rows, hyper: dict[str, Tensor], key: Tensor, updates: int, batch: int, start: int, size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Places in the ring `[K * B]` (row x N + environment), and the weight of each."""
+        whole, n = ring.reward.shape
+        if self.prioritised is None:
+            drawn = random.randint(key, (updates * batch,), 0, size * n)
+            place = (start + drawn // n) % whole * n + drawn % n
+            return place, torch.ones_like(place, dtype=torch.float32)
+        place, chance = by_priority(ring.priority, ring.sums, random.uniform(key, (updates, batch)))
+        weight = (size * n * chance) ** -hyper["priority_beta"]
+        return place.flatten(), (weight / weight.amax(-1, keepdim=True)).flatten()
+
+    def sample(
+        self, ring: Rows, weights: Weights, index: Tensor, weight: Tensor, start: int, size: int
+    ) -> OffPolicyBatch:
+        """The transitions at some places `[B]`, observations normalised."""
+        whole, n = ring.reward.shape
+        gamma = weights.hyper["gamma"]
+        row, env = index // n, index % n
+        flat = {name: getattr(ring, name).flatten(0, 1) for name in ("reward", "terminated", "truncated", "final_at")}
+        last, reward = index, flat["reward"][index]
+        discount = torch.full_like(reward, 1.0) * gamma
+        age, alive = (row - start) % whole, ~(flat["terminated"][index] | flat["truncated"][index])
+        for k in range(1, self.n_step):
+            alive = alive & (age + k < size)
+            place = (row + k) % whole * n + env
+            reward = torch.where(alive, reward + discount * flat["reward"][place], reward)
+            discount = torch.where(alive, discount * gamma, discount)
+            last = torch.where(alive, place, last)
+            alive = alive & ~(flat["terminated"][place] | flat["truncated"][place])
+        obs = ring.obs.flatten(0, 1)
+        following = obs[(last // n + 1) % whole * n + env]
+        at = flat["final_at"][last].long()
+        ended = (at >= 0).reshape(-1, *[1] * (obs.dim() - 1))
+        next_obs = torch.where(ended, ring.finals[at.clamp(min=0)], following)
+        discount = torch.where(flat["terminated"][last], 0.0, discount)
+        normalise = (lambda x: x) if isinstance(weights.normaliser, tuple) else weights.normaliser
+        action = ring.action.flatten(0, 1)[index]
+        return OffPolicyBatch(normalise(obs[index]), action, reward, normalise(next_obs), discount, weight)
+
+    def take(self, data: Samples, rows: Tensor) -> OffPolicyBatch:
+        """The batch of some rows `[B]`."""
+        return tree.map(lambda x: x.index_select(0, rows), data.batch)
+
+    def feedback(self, state: ReplayState, data: Samples, rows: Tensor, priority: Tree) -> ReplayState:
+        """The errors `[B]` of the samples at `rows` become their priorities, in place."""
+        if self.prioritised is None or isinstance(priority, tuple) or isinstance(state.token, tuple):
+            return state
+        ring: Ring = state.token.take()
+        token = ring.advance()
+        ring.prioritise(data.index.gather(-1, rows), (priority + self.prioritised.eps) ** self.prioritised.alpha)
+        return dataclasses.replace(state, token=token)
+
+    def gather(self, state: ReplayState) -> ReplayRecord:
+        """The ring as a record. Errors: StaleStateError."""
+        ring = () if isinstance(state.token, tuple) else state.token.take().gather()
+        return ReplayRecord(ring, state.collected, state.updates)
+
+    def restore(self, pure: ReplayRecord) -> ReplayState:
+        """A ring of its own from a record. Errors: CheckpointError when it does not fit the capacity."""
+        if isinstance(pure.ring, tuple):
+            return ReplayState((), pure.collected, pure.updates)
+        ring: RingRecord = pure.ring
+        rows = self._rows(ring.rows.reward.shape[-1])
+        if ring.rows.reward.shape[-2] != min(pure.collected // ring.rows.reward.shape[-1], rows) + 1:
+            raise CheckpointError(
+                f"a ring of {ring.rows.reward.shape[-2] - 1} rows is not that of Replay(capacity={self.capacity})"
+            )
+        return ReplayState(Ring.restore(rows, ring).token(), pure.collected, pure.updates)
+
+    # -- sizes ----------------------------------------------------------------------------------------------------
+
+    def _rows(self, envs: int) -> int:
+        return -(-self.capacity // envs)
+
+    def _first(self, envs: int) -> int:
+        """Transitions collected when the first update comes."""
+        rollout = self.steps * envs
+        return max(1, -(-self.warmup // rollout)) * rollout
+
+    def _earned(self, state: ReplayState, plan: Sampling, envs: int) -> int:
+        counted = state.collected - self._first(envs) + self.steps * envs
+        return math.floor(plan.ratio * counted + 1e-9) - state.updates
+
+    def _bytes(self, actor: OffPolicyActorCritic, envs: int) -> int:
+        def size(space: Space) -> int:
+            return math.prod(space.shape) * torch.empty(0, dtype=space.stored).element_size()
+
+        spec = actor.spec
+        each = size(spec.obs) + size(spec.action) + 4 + 1 + 1 + 4 + (0 if self.prioritised is None else 4)
+        return (self._rows(envs) + 1) * envs * each
+
+
+def _memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
