@@ -65,6 +65,15 @@ def clipped_value_loss(value: Tensor, old_value: Tensor, target: Tensor, clip: S
     return 0.5 * torch.maximum((value - target).square(), (clipped - target).square())
 
 
+def huber(error: Tensor, delta: float = 1.0) -> Tensor:
+    """`0.5 e^2` where `|e| <= delta`, `delta (|e| - 0.5 delta)` beyond: its gradient is `clip(e, -delta, delta)`.
+
+    Source: Huber (1964), doi:10.1214/aoms/1177703732.
+    """
+    inside = error.clamp(-delta, delta)
+    return inside * (error - 0.5 * inside)
+
+
 def approx_kl(logp: Tensor, old_logp: Tensor) -> Tensor:
     """Estimate of KL(old | new) from actions of the old policy: unbiased, and never negative.
 
@@ -121,12 +130,3 @@ def _same_shape(**arrays: Tensor) -> None:
     for name, shape in rest:
         if shape != expected:
             raise ValueError(f"{name} has shape {tuple(shape)}, expected {tuple(expected)}, the shape of {first}")
-
-
-def huber(error: Tensor, delta: float = 1.0) -> Tensor:
-    """`0.5 e^2` where `|e| <= delta`, `delta (|e| - 0.5 delta)` beyond: its gradient is `clip(e, -delta, delta)`.
-
-    Source: Huber (1964), doi:10.1214/aoms/1177703732.
-    """
-    inside = error.clamp(-delta, delta)
-    return inside * (error - 0.5 * inside)

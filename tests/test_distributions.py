@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from torch import Tensor
 from torch import distributions as td
 
-from fnrl.distributions import Categorical, Normal
+from fnrl.distributions import Categorical, Normal, TanhNormal
 
 laws = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -179,6 +179,40 @@ def test_normal_kl_is_never_negative_in_float32(seed, step):
 # Transforms: every method, everywhere it must run
 
 
+# TanhNormal
+
+
+@laws
+@given(seeds, st.integers(1, 5))
+def test_tanh_normal_is_that_of_torch(seed, size):
+    mean, log_std, noise = random(seed, 4, size), random(seed + 1, 4, size).clamp(-2, 1), random(seed + 2, 4, size)
+    ours = TanhNormal(mean, log_std)
+    theirs = td.TransformedDistribution(td.Normal(mean, log_std.exp()), td.TanhTransform(cache_size=1))
+    action, logp = ours.sample_and_log_prob(noise)
+    close(action, torch.tanh(mean + log_std.exp() * noise))
+    close(ours.sample(noise), action)
+    close(ours.mode(), torch.tanh(mean))
+    inner = mean + log_std.exp() * noise
+    close(logp, (td.Normal(mean, log_std.exp()).log_prob(inner) - torch.log1p(-action.square())).sum(-1), 1e-5)
+    close(logp, theirs.log_prob(theirs.transforms[0](inner)).sum(-1), 1e-8)
+
+
+def test_tanh_normal_density_integrates_to_one():
+    u = torch.linspace(-12, 12, 20_001, dtype=torch.float64)[:, None]
+    p = TanhNormal(tensor([0.3]).expand_as(u), tensor([-0.2]))
+    a, logp = p.sample_and_log_prob((u - 0.3) / math.exp(-0.2))
+    close(torch.trapezoid(logp.exp(), a[:, 0]), 1.0, 1e-4)
+
+
+def test_tanh_normal_is_finite_at_the_edge_in_float32():
+    mean = torch.tensor([[40.0], [-40.0], [12.0]], requires_grad=True)
+    action, logp = TanhNormal(mean, torch.zeros(3, 1)).sample_and_log_prob(torch.zeros(3, 1))
+    assert action.flatten().tolist() == [1.0, -1.0, 1.0]
+    assert bool(torch.isfinite(logp).all())
+    (grad,) = torch.autograd.grad(logp.sum(), mean)
+    torch.testing.assert_close(grad, torch.tensor([[2.0], [-2.0], [2.0]]), rtol=1e-4, atol=0.0)
+
+
 def categorical(logits: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
     p, q = Categorical(logits), Categorical(noise)
     return p.log_prob(action), p.entropy(), p.kl(q), p.mode(), p.sample(noise)
@@ -189,7 +223,13 @@ def normal(mean: Tensor, log_std: Tensor, action: Tensor) -> tuple[Tensor, ...]:
     return p.log_prob(action), p.entropy(), p.kl(q), p.mode(), p.sample(action)
 
 
+def tanh_normal(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+    p = TanhNormal(mean, log_std)
+    return p.mode(), p.sample(noise), *p.sample_and_log_prob(noise)
+
+
 CASES = {
+    tanh_normal: lambda *lanes: tuple(random(i, *lanes, 6, 3) for i in range(3)),
     categorical: lambda *lanes: (
         random(0, *lanes, 6, 3),
         torch.arange(6).expand(*lanes, 6) % 3,

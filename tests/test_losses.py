@@ -17,6 +17,7 @@ from fnrl.losses import (
     clip_fraction,
     clipped_value_loss,
     explained_variance,
+    huber,
     normalise,
     policy_gradient,
     ppo_surrogate,
@@ -42,6 +43,17 @@ def samples(seed: int = 0, shape: tuple[int, ...] = (4, 3), dtype=torch.float64,
 
 
 # The policy's losses
+
+
+@laws
+@given(numbers, clips)
+def test_huber_is_that_of_torch_and_optax(error, delta):
+    expected = torch.nn.functional.huber_loss(tensor(error), tensor(0.0), delta=delta)
+    close(huber(tensor(error), delta), expected[None])
+    assert float(huber(tensor(error))) == pytest.approx(float(optax.huber_loss(np.float32(error))), rel=1e-5, abs=1e-9)
+    x = tensor(error).requires_grad_()
+    (grad,) = torch.autograd.grad(huber(x, delta).sum(), x)
+    close(grad, [min(max(error, -delta), delta)])
 
 
 @laws
@@ -219,6 +231,7 @@ def every_function(clip: float | Tensor, x: Tensor, y: Tensor, z: Tensor) -> tup
         approx_kl(x, y),
         clip_fraction(x, y, clip),
         normalise(x),
+        huber(3.0 * x),
         explained_variance(x, y),
     )
 
@@ -246,7 +259,7 @@ def test_runs_on_the_meta_device():
     # No value is read (no .item(), no shape that depends on data), and nothing is made on another device.
     results = every_function(0.2, *(x.to("meta") for x in samples()))
     assert all(x.is_meta for x in results)
-    assert [tuple(x.shape) for x in results] == [(4, 3)] * 7 + [()]
+    assert [tuple(x.shape) for x in results] == [(4, 3)] * 8 + [()]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
