@@ -6,6 +6,7 @@ made as in `while ...: state, info = scheme.step(state)`, with or without evalua
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 import warnings
@@ -29,6 +30,7 @@ from fnrl.scheme import Scheme, SchemeState
 from fnrl.topology import CentralisedState
 from fnrl.types import Info
 
+_LINE = 100  # environment steps between two lines of metrics, at least
 _EVALUATION_KEY = 2  # folded into the run's key, which the scheme folds with 0 and 1
 
 
@@ -288,12 +290,16 @@ class Learner:
     def _start(self, told: Told | None) -> None:
         self._closing.callback(lambda: self.scheme.close(self.state))
         version, steps = self.state.version, self.state.env_steps
-        self._history = History(self.scheme.updates, steps, told)
-        self._line_at, self._saved_steps = version, steps
+        self._history = History(self._updates_of_a_line(), steps, told)
+        self._line_at, self._line_steps, self._saved_steps = version, steps, steps
         if self._store:
             self._logs = logs.Logs(self._store.directory, None if told is None else version)
             self._closing.callback(self._logs.close)
             self._logs.config({"scheme": printed(self.scheme), "learner": dataclasses.asdict(self.settings)})
+
+    def _updates_of_a_line(self) -> int:
+        rollout = self.scheme.parts.storage.steps * self.scheme.topology.envs(self.scheme.parts)
+        return self.scheme.updates * math.ceil(_LINE / rollout)
 
     def _plan_ended(self) -> bool:
         return self.state.settled
@@ -301,9 +307,11 @@ class Learner:
     def _between_plans(self) -> None:
         if not self._plan_ended():
             return
-        self._history.pace.append((self.state.env_steps, self._history.busy))
         self._evaluate_when_due()
-        self._tell()
+        if self.state.env_steps - self._line_steps >= _LINE or self.done():
+            self._history.pace.append((self.state.env_steps, self._history.busy))
+            self._line_steps = self.state.env_steps
+            self._tell()
         every = self.settings.save_every
         if self._store and self.state.env_steps // every > self._saved_steps // every:
             try:
@@ -323,7 +331,7 @@ class Learner:
             self._history.evaluated = steps
 
     def _tell(self) -> None:
-        """One line of metrics a plan."""
+        """One line of metrics."""
         if self._plan_ended() and self.state.version > self._line_at:
             line, recent = self.get_metrics(), self._history.recent
             line.pop("performance/test", None)  # evaluations have lines of their own

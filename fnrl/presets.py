@@ -39,17 +39,33 @@ _BULLET: Values = {
     "scale_reward": True,
 }
 
-PRESETS: Mapping[str, Values] = {
-    "CartPole": _CARTPOLE,
-    "CartPole-v1": _CARTPOLE,
-    "HalfCheetahBulletEnv-v0": _BULLET,
-    "AntBulletEnv-v0": _BULLET,
-    "HopperBulletEnv-v0": _BULLET,
-    "HumanoidBulletEnv-v0": _BULLET,
-    "Walker2DBulletEnv-v0": _BULLET,
+# what an algorithm needs of the other parts, whatever the environment
+_PLAIN: Mapping[str, Values] = {
+    "TD3": {"actor.stochastic": False, "actor.explore": "Gaussian"},
+    "DDPG": {"actor.stochastic": False, "actor.explore": "Gaussian", "actor.critics": 1},
+    "DQN": {"actor.policy": "none", "actor.critics": 1, "actor.explore": "EpsilonGreedy"},
+}
+
+# by environment and algorithm; the first algorithm is the environment's own
+PRESETS: Mapping[str, Mapping[str, Values]] = {
+    "CartPole": {"PPO": _CARTPOLE},
+    "CartPole-v1": {"PPO": _CARTPOLE},
+    "HalfCheetahBulletEnv-v0": {"PPO": _BULLET},
+    "AntBulletEnv-v0": {"PPO": _BULLET},
+    "HopperBulletEnv-v0": {"PPO": _BULLET},
+    "HumanoidBulletEnv-v0": {"PPO": _BULLET},
+    "Walker2DBulletEnv-v0": {"PPO": _BULLET},
 }
 
 
-def preset(env: str) -> Values:
-    """The hyper-parameters for an environment; empty where there are none."""
-    return PRESETS.get(env, {})
+def preset(env: str, algo: str | None = None) -> Values:
+    """The hyper-parameters for an environment and an algorithm; those that only make the parts fit where none are
+    tuned.
+    """
+    tuned = PRESETS.get(env, {})
+    algo = algo or next(iter(tuned), None)
+    if algo is None:
+        return {}
+    if algo == "A2C":  # what is tuned for another rollout algorithm, but for its own
+        tuned = {"A2C": {n: x for n, x in tuned.get("PPO", {}).items() if not n.startswith("algo")}, **tuned}
+    return {**_PLAIN.get(algo, {}), **tuned.get(algo, {}), "algo": algo}

@@ -105,6 +105,39 @@ def test_every_field_of_the_parts_is_an_option():
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "algo", "actor"),
+    [
+        ("SAC", fnrl.SAC(), {}),
+        ("SAC --algo.temperature 0.2:0.1:100", fnrl.SAC(temperature=fnrl.Linear(0.2, 0.1, steps=100)), {}),
+        (
+            "TD3 --actor.explore.noise_std 0.3",
+            fnrl.TD3(),
+            {"stochastic": False, "explore": fnrl.Gaussian(noise_std=0.3)},
+        ),
+        ("DDPG", fnrl.DDPG(), {"stochastic": False, "explore": fnrl.Gaussian(), "critics": 1}),
+        (
+            "DDPG --actor.explore OrnsteinUhlenbeck",
+            fnrl.DDPG(),
+            {"stochastic": False, "explore": fnrl.OrnsteinUhlenbeck(), "critics": 1},
+        ),
+    ],
+)
+def test_off_policy_algorithms_bring_their_parts(words, algo, actor, monkeypatch):
+    spec = EnvSpec("Pendulum-v1", Box((3,)), Box((1,), -2.0, 2.0))
+    monkeypatch.setattr("fnrl.envs.hosted.probe", lambda *_, **__: spec)
+    parts = made(f"--env Pendulum-v1 --algo {words} --storage.capacity 5e4 --storage.prioritised --storage.n_step 3")
+    replay = fnrl.Replay(capacity=50_000, prioritised=fnrl.Prioritised(), n_step=3)
+    assert parts == fnrl.Parts(parts.env, fnrl.OffPolicyActorCritic(spec, **actor), algo, replay)
+
+
+def test_dqn_on_the_command_line():
+    parts = made("--env CartPole --algo DQN --actor.explore.epsilon 1:0.1:500 --algo.target_every 50 --actor.duelling")
+    explore = fnrl.EpsilonGreedy(epsilon=fnrl.Linear(1.0, 0.1, steps=500))
+    actor = fnrl.OffPolicyActorCritic(parts.env.spec, policy=None, critics=1, explore=explore, duelling=True)
+    assert parts == fnrl.Parts(parts.env, actor, fnrl.DQN(target_every=50), fnrl.Replay())
+
+
 def test_presets_are_defaults_that_options_override(monkeypatch):
     spec = EnvSpec("HalfCheetahBulletEnv-v0", Box((26,)), Box((6,), -1.0, 1.0))
     monkeypatch.setattr("fnrl.envs.hosted.probe", lambda *_, **__: spec)
@@ -124,7 +157,7 @@ def test_presets_name_options_there_are_and_compose(env, monkeypatch):
     spaces = (Box((4,)), Discrete(2)) if env.startswith("CartPole") else (Box((26,)), Box((6,), -1.0, 1.0))
     monkeypatch.setattr("fnrl.envs.hosted.probe", lambda *_, **__: EnvSpec(env, *spaces))
     _, values = _read_train(["--env", env])
-    assert set(PRESETS[env]) <= set(values)
+    assert set(PRESETS[env]["PPO"]) <= set(values)
     parts = made(f"--env {env}")
     fnrl.Scheme(parts, fnrl.centralised(fnrl.gradients(fnrl.collect)))
 

@@ -33,8 +33,8 @@ _ERRORS = (
 )
 _HINT = "go on with it from Python, where its scheme is: Learner.resume(directory, scheme)"
 _TRAIN_EPILOG = """\
-Options of the parts have dotted names. Another part (--algo A2C, --actor.policy CNN, --actor.recurrent, --env CartPole)
-has other options: fnrl train --algo A2C --help. What is
+Options of the parts have dotted names. Another part (--algo SAC, --actor.policy CNN, --actor.recurrent, --env CartPole)
+has other options: fnrl train --algo SAC --help. What is
 shown as X[:END] may be a line over the run, such as 3e-4:0. Environments with a preset take its values as defaults;
 --preset none takes the parts' own."""
 
@@ -174,9 +174,7 @@ def _read_train(words: Words) -> tuple[argparse.Namespace, dict[str, Any]]:
     _common(run)
     glimpse = _glimpse(words)
     env, algo = str(glimpse.get("env", "CartPole-v1")), glimpse.get("algo")
-    known = {} if glimpse.get("preset") == "none" else dict(preset(env))
-    if algo not in (None, known.get("algo")):  # tuned for another algorithm
-        known = {name: x for name, x in known.items() if not name.startswith("algo")}
+    known = preset(env if glimpse.get("preset") != "none" else "", str(algo) if algo else None)
     try:
         found = list(options(env, known, glimpse, _count(str(glimpse.get("steps", 1e6)))))
     except (ValueError, argparse.ArgumentTypeError) as error:

@@ -12,26 +12,33 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fnrl.actors import OnPolicyActorCritic
-from fnrl.algos import A2C, PPO
+from fnrl.actors import EpsilonGreedy, Gaussian, OffPolicyActorCritic, OnPolicyActorCritic, OrnsteinUhlenbeck
+from fnrl.actors.exploration import Exploration
+from fnrl.algos import A2C, DDPG, DQN, PPO, SAC, TD3
 from fnrl.component import Linear, Schedule, help_of, limits_of
 from fnrl.config import ACTIVATIONS
 from fnrl.envs import CartPole, GymVector, gym
 from fnrl.networks import CNN, GRU, MLP, Network
 from fnrl.optim import SGD, Adam, Optimiser, RMSProp
 from fnrl.parts import NormaliseObs, Parts, ScaleReward
-from fnrl.storages import GAE, Returns
+from fnrl.storages import GAE, Prioritised, Replay, Returns
 
 Values = Mapping[str, Any]
 
 _FAMILIES: dict[Any, tuple[type, ...]] = {
     Network: (MLP, CNN),
     Optimiser: (Adam, RMSProp, SGD),
+    Exploration: (Gaussian, OrnsteinUhlenbeck, EpsilonGreedy),
     GRU: (GRU,),
+    Prioritised: (Prioritised,),
     NormaliseObs: (NormaliseObs,),
     ScaleReward: (ScaleReward,),
 }
-_PARTS: dict[str, tuple[type, ...]] = {"algo": (PPO, A2C), "storage": (GAE, Returns), "actor": (OnPolicyActorCritic,)}
+_PARTS: dict[str, tuple[Any, ...]] = {
+    "algo": (PPO, A2C, SAC, TD3, DDPG, DQN),
+    "storage": (GAE, Returns, Replay),
+    "actor": (OnPolicyActorCritic, OffPolicyActorCritic),
+}
 _ELSEWHERE = {"spec", "env", "wrappers"}  # found from the environment, or not to be said on a command line
 _RENAMED = {"env.num_envs": "num_envs"}
 
@@ -103,7 +110,8 @@ def build(env: str, values: Values) -> Parts:
         given = {f.name: values[_name("env", f.name)] for f in _own(GymVector) if _name("env", f.name) in values}
         kwargs = dict(given.pop("kwargs", ()))
         vector = gym(env, **given, **kwargs)
-    actor = _make("actor", OnPolicyActorCritic, None, values, {"spec": vector.spec})
+    slot = _Slot(_fitting("actor", values), False)
+    actor = _make("actor", slot.chosen("actor", None, values) or slot.classes[0], None, values, {"spec": vector.spec})
     return _make("", Parts, None, values, {"env": vector, "actor": actor})
 
 
@@ -122,9 +130,17 @@ def _default(field: Any, base: Any) -> Any:
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
 
-def _slot(cls: type, field: Any) -> _Slot | None:
+def _fitting(part: str, values: Values) -> tuple[Any, ...]:
+    """The classes of a part that fit the algorithm that was chosen."""
+    if part == "algo":
+        return _PARTS[part]
+    algo = _Slot(_PARTS["algo"], False).chosen("algo", None, values)
+    return tuple(c for c in _PARTS[part] if c.family == algo.family)  # type: ignore[union-attr]
+
+
+def _slot(cls: type, field: Any, values: Values) -> _Slot | None:
     if cls is Parts and field.name in _PARTS:
-        return _Slot(_PARTS[field.name], False)
+        return _Slot(_fitting(field.name, values), False)
     members = _members(cls, field)
     found = [c for m in members for c in _FAMILIES.get(m, ())]
     return _Slot(tuple(found), type(None) in members) if found else None
@@ -138,7 +154,7 @@ def _members(cls: type, field: Any) -> tuple[Any, ...]:
 
 def _fields(prefix: str, cls: type, base: Any, ask: _Ask) -> Iterator[Option]:
     for field in _own(cls):
-        name, slot, default = _name(prefix, field.name), _slot(cls, field), _default(field, base)
+        name, slot, default = _name(prefix, field.name), _slot(cls, field, ask.chosen), _default(field, base)
         if slot is None:
             option = _option(name, cls, field, ask.defaults.get(name, default), ask.steps)
             if option is not None:
@@ -156,7 +172,7 @@ def _fields(prefix: str, cls: type, base: Any, ask: _Ask) -> Iterator[Option]:
 def _make(prefix: str, cls: type, base: Any, values: Values, given: Values) -> Any:
     made = dict(given)
     for field in _own(cls):
-        name, slot, default = _name(prefix, field.name), _slot(cls, field), _default(field, base)
+        name, slot, default = _name(prefix, field.name), _slot(cls, field, values), _default(field, base)
         if field.name in made:
             continue
         if slot is None:
@@ -180,11 +196,11 @@ def _option(name: str, cls: type, field: Any, default: Any, steps: int) -> Optio
     if limits is not None and limits.swept:
         read, metavar = _scheduled(steps), "X[:END]"
     elif int in members:
-        read = int
+        read = whole_number
     elif float in members:
         read = float
     elif tuple[int, ...] in members:
-        read, many = int, True
+        read, many = whole_number, True
     elif name == "env.kwargs":
         read, many = _pair, True
     elif callable(field.default):
@@ -206,6 +222,14 @@ def _scheduled(steps: int) -> Callable[[str], float | Schedule]:
         return Linear(start=float(start), end=float(end), steps=int(float(over[0])) if over else steps)
 
     return number
+
+
+def whole_number(text: str) -> int:
+    """A whole number, also as 1e6."""
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError(f"expected a whole number, got {text!r}")
+    return int(text) if text.lstrip("-").isdigit() else int(number)
 
 
 def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
