@@ -5,6 +5,7 @@ state)`. `lr` is 0-d, or one per group `[G]`. `mask` is `()`, a 0-d bool, or one
 the parameters nor the optimiser's memory move (a zero gradient would still move Adam).
 """
 
+import math
 from typing import Protocol
 
 import torch
@@ -60,7 +61,7 @@ class Adam:
         count = state.count + 1.0
         mean = torch.lerp(state.mean, grads, 1.0 - self.b1)
         var = (state.var * self.b2).addcmul(grads, grads, value=1.0 - self.b2)
-        first, second = 1.0 - self.b1**count, 1.0 - self.b2**count
+        first, second = _one_minus_power(self.b1, count), _one_minus_power(self.b2, count)
         step = layout.spread(_per_group(lr, layout) / first)
         denominator = var.sqrt() * layout.spread(second.rsqrt()) + self.eps
         old = params.vector if self.decay == 0.0 else params.vector * (1.0 - layout.spread(lr) * self.decay)
@@ -136,6 +137,13 @@ def clip_by_group_norm(grads: Tensor, layout: Layout, limit: Tensor) -> tuple[Te
 def polyak(target: Tensor, online: Tensor, tau: Tensor) -> Tensor:
     """`(1 - tau) target + tau online`, exactly `online` at tau = 1 (arXiv 1509.02971)."""
     return torch.where(tau == 1.0, online, torch.lerp(target, online, tau))
+
+
+def _one_minus_power(base: float, exponent: Tensor) -> Tensor:
+    """`1 - base^exponent`. Not by torch.pow, which rounds by where an element lies (lanes would differ), and which
+    leaves few digits of a small difference.
+    """
+    return -torch.expm1(exponent * (math.log(base) if base > 0.0 else -math.inf))
 
 
 def _per_group(x: Tensor, layout: Layout) -> Tensor:

@@ -1,5 +1,7 @@
 """Optimisers step for step against torch.optim and optax; masks, groups and clipping by law."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -14,6 +16,7 @@ from fnrl.types import Params
 
 SHAPES = {"policy.weight": (3, 2), "policy.bias": (3,), "value.weight": (1, 2), "value.bias": (1,)}
 GROUPS = (9, 3)
+LR = torch.tensor(0.01)
 
 
 def params_of(seed: int) -> Params:
@@ -62,6 +65,26 @@ def test_steps_are_those_of_torch_optim(name, seed, steps):
     params, grads = params_of(seed), grads_of(seed, steps)
     mine, _ = ours(optimiser, params, grads, torch.tensor(0.01))
     torch.testing.assert_close(mine.vector, theirs(make, params, grads), rtol=2e-5, atol=1e-6)
+
+
+def test_adam_rounds_alike_in_every_lane_at_every_age():
+    """torch.pow does not: at some counts its value depends on where an element lies."""
+    params, optimiser = params_of(0), Adam()
+    state = optimiser.init(params)
+    grads = grads_of(0, 1)[0]
+    for count in range(0, 3000, 7):
+        old = dataclasses.replace(state, count=torch.full((2,), float(count)))
+        lanes, _ = torch.func.vmap(lambda g, c: optimiser.update(g, dataclasses.replace(state, count=c), params, LR))(
+            grads.expand(9, 12), old.count.expand(9, 2)
+        )
+        assert bool((lanes.vector == lanes.vector[0]).all()), count
+
+
+def test_adams_first_steps_keep_their_digits():
+    """In float32 1 - 0.999^1 has five digits; the step of length lr must have all of them."""
+    params = Params.of({"a.b": torch.zeros(3)})
+    after, _ = Adam(eps=0.0).update(torch.tensor([1e-3, 1.0, -7.0]), Adam().init(params), params, torch.tensor(0.01))
+    torch.testing.assert_close(after.vector, torch.tensor([-0.01, -0.01, 0.01]), rtol=5e-7, atol=0.0)
 
 
 def test_adam_is_optax_adam():

@@ -55,7 +55,7 @@ class Prioritised:
 
     alpha: float = setting(default=0.6, low=0.0, help="0 draws uniformly, 1 in proportion to the error")
     priority_beta: float | Schedule = hyper(default=0.4, high=1.0, help="how far weights correct; 1 in full")
-    eps: float = setting(default=1e-6, low=0.0, help="added to the error")
+    eps: float = setting(default=1e-6, low=1e-12, help="added to the error")
 
 
 @component
@@ -155,7 +155,7 @@ class Replay:
             place = (start + drawn // n) % whole * n + drawn % n
             return place, torch.ones_like(place, dtype=torch.float32)
         place, chance = by_priority(ring.priority, ring.sums, random.uniform(key, (updates, batch)))
-        weight = (size * n * chance) ** -hyper["priority_beta"]
+        weight = _power(size * n * chance, -hyper["priority_beta"])
         return place.flatten(), (weight / weight.amax(-1, keepdim=True)).flatten()
 
     def sample(
@@ -196,7 +196,7 @@ class Replay:
             return state
         ring: Ring = state.token.take()
         token = ring.advance()
-        ring.prioritise(data.index.gather(-1, rows), (priority + self.prioritised.eps) ** self.prioritised.alpha)
+        ring.prioritise(data.index.gather(-1, rows), _power(priority + self.prioritised.eps, self.prioritised.alpha))
         return dataclasses.replace(state, token=token)
 
     def gather(self, state: ReplayState) -> ReplayRecord:
@@ -237,6 +237,11 @@ class Replay:
         spec = actor.spec
         each = size(spec.obs) + size(spec.action) + 4 + 1 + 1 + 4 + (0 if self.prioritised is None else 4)
         return (self._rows(envs) + 1) * envs * each
+
+
+def _power(x: Tensor, exponent: float | Tensor) -> Tensor:
+    """`x^exponent`, x > 0: torch.pow rounds by where an element lies, and lanes would differ."""
+    return torch.exp(exponent * torch.log(x))
 
 
 def _memory() -> int:
