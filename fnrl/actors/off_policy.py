@@ -146,10 +146,15 @@ class OffPolicyActorCritic(Actor):
 
     def pi(self, params: Params, x: Tensor) -> Categorical | TanhNormal:
         """The policy at features `[B, ...]`."""
-        out = self._head(params.groups, "policy", self.policy, x)
-        if isinstance(self.spec.action, Discrete):
-            return Categorical(out)
-        mean, log_std = out.split(self.actions, -1)
+        return self.choices(params, x) if isinstance(self.spec.action, Discrete) else self.squashed(params, x)
+
+    def choices(self, params: Params, x: Tensor) -> Categorical:
+        """The policy over Discrete actions."""
+        return Categorical(self._head(params.groups, "policy", self.policy, x))
+
+    def squashed(self, params: Params, x: Tensor) -> TanhNormal:
+        """The policy over Box actions."""
+        mean, log_std = self._head(params.groups, "policy", self.policy, x).split(self.actions, -1)
         return TanhNormal(mean, log_std.clamp(-20.0, 2.0))
 
     def mode(self, params: Params, x: Tensor) -> Tensor:

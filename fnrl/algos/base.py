@@ -9,7 +9,7 @@ from torch import Tensor
 from fnrl.autodiff import value_and_grad
 from fnrl.optim import Optimiser, clip_by_global_norm
 from fnrl.record import record
-from fnrl.types import Aux, Layout, Params, Plan, Tree, Weights
+from fnrl.types import Aux, Layout, Params, Plan, Sampling, Tree, Weights
 
 
 @record
@@ -39,7 +39,7 @@ class Algorithm:
     optimiser: Optimiser
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> Plan | Sampling:
         """How a rollout is used."""
         raise TypeError(f"{type(self).__name__} must define plan")
 

@@ -116,10 +116,12 @@ class SAC(Algorithm):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`Q [C, B]`, their target `[B]`, the policy's loss, and its entropy."""
         x = actor.features(params, batch.obs)
-        next_action, next_logp = actor.pi(frozen, actor.features(frozen, batch.next_obs)).sample_and_log_prob(noise[0])
+        next_action, next_logp = actor.squashed(frozen, actor.features(frozen, batch.next_obs)).sample_and_log_prob(
+            noise[0]
+        )
         next_q = actor.q(weights.target, actor.features(weights.target, batch.next_obs), next_action).amin(0)
         target = batch.reward + batch.discount * (next_q - alpha * next_logp)
-        action, logp = actor.pi(params, x.detach()).sample_and_log_prob(noise[1])
+        action, logp = actor.squashed(params, x.detach()).sample_and_log_prob(noise[1])
         policy_loss = (alpha * logp - actor.q(frozen, x.detach(), action).amin(0)).mean()
         return actor.q(params, x, batch.action), target, policy_loss, -logp.mean()
 
@@ -134,12 +136,12 @@ class SAC(Algorithm):
         alpha: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = actor.features(params, batch.obs)
-        after = actor.pi(frozen, actor.features(frozen, batch.next_obs))
+        after = actor.choices(frozen, actor.features(frozen, batch.next_obs))
         next_q = actor.q(weights.target, actor.features(weights.target, batch.next_obs)).amin(0)
         value = (after.log_probs.exp() * next_q).sum(-1) + alpha * after.entropy()
         target = batch.reward + batch.discount * value
         qs = actor.q(params, x)
-        pi = actor.pi(params, x.detach())
+        pi = actor.choices(params, x.detach())
         entropy = pi.entropy()
         policy_loss = -((pi.log_probs.exp() * qs.detach().amin(0)).sum(-1) + alpha * entropy).mean()
         q = qs.gather(-1, batch.action.expand(qs.shape[:-1])[..., None]).squeeze(-1)

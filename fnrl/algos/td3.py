@@ -20,7 +20,6 @@ class _DeterministicPolicyGradient(Algorithm):
 
     ratio: float
     batch: int
-    delay: int
     critic_lr: float | Schedule | None
 
     @property
@@ -47,8 +46,8 @@ class _DeterministicPolicyGradient(Algorithm):
         return torch.stack([hyper["lr" if g == "policy" else "critic_lr"] for g in layout.groups])
 
     def mask(self, updates: Tensor, layout: Layout) -> Tree:
-        """The policy moves at every `delay`-th update."""
-        if self.delay == 1:
+        """The policy moves at every so many updates."""
+        if self._every == 1:
             return ()
         due = self._due(updates)
         return torch.stack([due if g == "policy" else torch.ones_like(due) for g in layout.groups])
@@ -56,12 +55,16 @@ class _DeterministicPolicyGradient(Algorithm):
     def move_target(self, target: Params, params: Params, hyper: dict[str, Tensor], updates: Tensor) -> Params:
         """`Q' = (1 - tau) Q' + tau Q`, and the policy's alike, whenever the policy moves."""
         moved = polyak(target.vector, params.vector, hyper["tau"])
-        if self.delay > 1:
+        if self._every > 1:
             moved = torch.where(self._due(updates), moved, target.vector)
         return Params(moved, params.layout)
 
     def _due(self, updates: Tensor) -> Tensor:
-        return (updates + 1) % self.delay == 0
+        return (updates + 1) % self._every == 0
+
+    @property
+    def _every(self) -> int:
+        return 1
 
     def loss(
         self, actor: OffPolicyActorCritic, params: Params, weights: Weights, batch: OffPolicyBatch, noise: Tree
@@ -107,6 +110,10 @@ class TD3(_DeterministicPolicyGradient):
     batch: int = setting(default=256, help="samples of an update")
     optimiser: Optimiser = option(default=Adam(eps=1e-8), help="the optimiser")
 
+    @property
+    def _every(self) -> int:
+        return self.delay
+
     def noise(self, actor: OffPolicyActorCritic, key: Tensor, updates: int, batch: int) -> Tensor:
         """Standard normals `[K, B, A]`, that smooth the target's action."""
         return random.normal(key, (updates, batch, actor.actions))
@@ -124,7 +131,6 @@ class DDPG(_DeterministicPolicyGradient):
     """
 
     family: ClassVar[str] = "off-policy"
-    delay: ClassVar[int] = 1
 
     lr: float | Schedule = hyper(default=1e-3, help="learning rate")
     critic_lr: float | Schedule | None = hyper(default=None, help="learning rate of the critics; None for lr")
