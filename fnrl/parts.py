@@ -56,6 +56,11 @@ class Parts:
                 f"the actor was made for {self.actor.spec}, the environment is {self.env.spec}: "
                 "pass env.spec to the actor"
             )
+        if self.scale_reward and family["algo"] == "off-policy":
+            raise CompositionError(
+                f"scale_reward changes with time, and {type(self.storage).__name__} would hold rewards of many scales: "
+                "leave it out with off-policy parts"
+            )
         self.algo.check(self.actor)
         obs = self.env.spec.obs
         if self.normalise_obs and not (isinstance(obs, Box) and obs.dtype != "uint8"):

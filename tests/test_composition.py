@@ -35,6 +35,44 @@ def test_families_must_agree():
         parts(storage=object)
 
 
+PENDULUM = EnvSpec("made up", Box((3,)), Box((1,), -2.0, 2.0))
+
+
+def off_policy(**changes):
+    """Parts of SAC on CartPole, but for what is changed."""
+    given = {"env": ENV, "actor": fnrl.OffPolicyActorCritic(ENV.spec), "algo": fnrl.SAC(), "storage": fnrl.Replay()}
+    return fnrl.Parts(**{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    ("compose", "message"),
+    [
+        (lambda: off_policy(storage=fnrl.GAE()), "SAC is an off-policy algorithm and GAE is an on-policy storage"),
+        (lambda: off_policy(actor=ACTOR), "OnPolicyActorCritic is an on-policy actor: SAC needs an off-policy actor"),
+        (lambda: off_policy(scale_reward=fnrl.ScaleReward()), "scale_reward changes with time.*leave it out"),
+        (lambda: off_policy(algo=fnrl.DDPG()), r"DDPG needs Box actions, .* takes Discrete.*use DQN or SAC"),
+        (lambda: off_policy(algo=fnrl.DQN()), r"no use for a policy: pass OffPolicyActorCritic\(\.\.\., policy=None"),
+        (
+            lambda: off_policy(actor=fnrl.OffPolicyActorCritic(ENV.spec, policy=None), algo=fnrl.DQN()),
+            "DQN has one critic, the actor has 2: pass critics=1",
+        ),
+        (
+            lambda: off_policy(actor=fnrl.OffPolicyActorCritic(ENV.spec, policy=None)),
+            "SAC needs a stochastic policy",
+        ),
+        (lambda: fnrl.OffPolicyActorCritic(ENV.spec, stochastic=False), "deterministic policy needs Box actions"),
+        (lambda: fnrl.OffPolicyActorCritic(ENV.spec, explore=fnrl.Gaussian()), r"use EpsilonGreedy\(\)"),
+        (lambda: fnrl.OffPolicyActorCritic(PENDULUM, policy=None), "needs a policy network"),
+        (lambda: fnrl.OffPolicyActorCritic(PENDULUM, duelling=True), "duelling critics are for Discrete"),
+        (lambda: fnrl.OffPolicyActorCritic(EnvSpec("x", Box((3,)), Box((1,)))), "has none"),
+    ],
+    ids=range(12),
+)
+def test_off_policy_parts_that_do_not_fit(compose, message):
+    with pytest.raises(fnrl.CompositionError, match=message):
+        compose()
+
+
 def test_actor_and_environment_must_agree():
     other = EnvSpec("other", Box((3,)), Discrete(2))
     with pytest.raises(fnrl.CompositionError, match=r"the actor was made for.*other.*the environment is.*CartPole-v1"):
