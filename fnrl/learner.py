@@ -291,7 +291,7 @@ class Learner:
         self._closing.callback(lambda: self.scheme.close(self.state))
         version, steps = self.state.version, self.state.env_steps
         self._history = History(self._updates_of_a_line(), steps, told)
-        self._line_at, self._line_steps, self._saved_steps = version, steps, steps
+        self._line_at, self._saved_steps = version, steps
         if self._store:
             self._logs = logs.Logs(self._store.directory, None if told is None else version)
             self._closing.callback(self._logs.close)
@@ -308,9 +308,9 @@ class Learner:
         if not self._plan_ended():
             return
         self._evaluate_when_due()
-        if self.state.env_steps - self._line_steps >= _LINE or self.done():
+        every = self._updates_of_a_line()
+        if self.state.version // every > self._line_at // every or self.done():
             self._history.pace.append((self.state.env_steps, self._history.busy))
-            self._line_steps = self.state.env_steps
             self._tell()
         every = self.settings.save_every
         if self._store and self.state.env_steps // every > self._saved_steps // every:
