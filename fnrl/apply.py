@@ -43,7 +43,8 @@ def apply_update(
 ) -> tuple[AlgoState, dict[str, Tensor]]:
     """The state after a merged update, and its metrics. At the end of a plan observations count and schedules move.
 
-    Errors: NonFiniteError when the loss or the gradient is not finite: the state that was passed in is still good.
+    Errors: NonFiniteError when the loss or the gradient is not finite: the state that was passed in is still good. (One
+    with simulators, cells or a replay behind it has been stepped all the same: `fork` before, or resume from a save.)
     """
     old: Weights = state.weights
     if update.first:

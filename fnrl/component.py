@@ -66,9 +66,12 @@ def hyper(
     )
 
 
-def setting(*, default: Any = dataclasses.MISSING, low: float = 1, high: float = math.inf, help: str) -> Any:
+def setting(
+    *, default: Any = dataclasses.MISSING, low: float = 1, high: float = math.inf, open_high: bool = False, help: str
+) -> Any:
     """A number that is part of the program's shape; the field's default decides whether it is an int or a float."""
-    return dataclasses.field(default=default, metadata={_RANGE: Range(low, high, False, high == math.inf, False, help)})
+    found = Range(low, high, False, open_high or high == math.inf, False, help)
+    return dataclasses.field(default=default, metadata={_RANGE: found})
 
 
 def option(*, default: Any = dataclasses.MISSING, help: str) -> Any:

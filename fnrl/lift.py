@@ -54,7 +54,10 @@ class Run:
         return _compiled(method, self.lanes is not None) if self.compile else self.lift(method)
 
     def over_lanes(self, make: Callable[[Tensor], T], key: Tensor) -> T:
-        """`make(key)` for one key, or for each lane's key `[S, 2]` in a loop, stacked; moved to the device."""
+        """`make(key)` for one key, or for each lane's key `[S, 2]` in a loop, stacked; made on the CPU, the same for every
+        device, and moved to its own.
+        """
+        key = key.cpu()
         if self.lanes is None:
             return tree.to(make(key), self.device)
         return tree.to(tree.stack([make(k) for k in key.unbind(0)]), self.device)

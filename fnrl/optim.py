@@ -43,8 +43,8 @@ class Adam:
     p = p (1 - lr decay) - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
     """
 
-    b1: float = setting(default=0.9, low=0.0, high=1.0, help="decay of the first moment")
-    b2: float = setting(default=0.999, low=0.0, high=1.0, help="decay of the second moment")
+    b1: float = setting(default=0.9, low=0.0, high=1.0, open_high=True, help="decay of the first moment")
+    b2: float = setting(default=0.999, low=0.0, high=1.0, open_high=True, help="decay of the second moment")
     eps: float = setting(default=1e-5, low=0.0, help="added to the denominator")
     decay: float = setting(default=0.0, low=0.0, help="decoupled weight decay")
 

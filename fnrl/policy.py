@@ -21,7 +21,7 @@ from fnrl.collect import act
 from fnrl.component import printed
 from fnrl.config import rebuild
 from fnrl.errors import CheckpointError, NonFiniteError
-from fnrl.spaces import Box
+from fnrl.spaces import Box, Space
 from fnrl.types import Moments, Normaliser, Params, Tree, Weights
 
 Array = np.ndarray[Any, Any]
@@ -43,7 +43,8 @@ class Policy:
     @property
     def recurrent(self) -> bool:
         """Whether it takes and returns a memory."""
-        return bool(self.actor.memory(1).shape[-1])
+        forgets = getattr(self.actor, "recurrent", ...) is None  # what exploration carries doesn't count
+        return not forgets and bool(self.actor.memory(1).shape[-1])
 
     def initial(self, n: int | None = None) -> Array:
         """The memory at the start of an episode, `[H]`, or of n episodes `[n, H]`."""
@@ -57,7 +58,7 @@ class Policy:
         Errors: ValueError for an observation or memory of another shape, NonFiniteError for a NaN or an infinity.
         """
         space = self.actor.spec.obs
-        seen = torch.from_numpy(np.array(obs, copy=True)).to(space.stored)
+        seen = torch.from_numpy(_counted(np.array(obs, copy=True), space, self.actor.spec.name)).to(space.stored)
         single = seen.dim() == len(space.shape)
         if single:
             seen = seen[None]
@@ -197,3 +198,15 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     for x in tensors.values():
         digest.update(x.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _counted(obs: Array, space: Space, name: str) -> Array:
+    """An observation as actors take it: integers counted from 0. Errors: ValueError for one outside the space."""
+    if isinstance(space, Box):
+        return obs
+    inside = obs.dtype.kind in "iu" and bool(((obs >= space.start) & (obs < space.start + space.n)).all())
+    if not inside:
+        raise ValueError(
+            f"an observation of {name} is one of the integers {space.start} to {space.start + space.n - 1}; got {obs}"
+        )
+    return np.asarray(obs - space.start)

@@ -122,6 +122,8 @@ class Scheme:
         for name, value in hyper.items():
             if name not in algo.weights.hyper:
                 raise ValueError(f"no part has a hyper-parameter {name!r}{nearest(name, algo.weights.hyper)}")
+            if not isinstance(value, int | float):
+                raise ValueError(f"set({name}={value!r}): expected a number; a schedule belongs into the parts")
             self.parts.check_hyper(name, value)
         new = {n: torch.full_like(v, hyper[n]) if n in hyper else v for n, v in algo.weights.hyper.items()}
         algo = dataclasses.replace(algo, weights=dataclasses.replace(algo.weights, hyper=new))

@@ -18,6 +18,7 @@ from fnrl.collect import act
 from fnrl.component import printed
 from fnrl.config import ACTIVATIONS, rebuild
 from fnrl.logs import LogWarning, read_lines
+from fnrl.spaces import Box, Discrete, EnvSpec
 from fnrl.topology import centralised, collect, gradients, synchronous
 
 ENV = fnrl.envs.CartPole(num_envs=4, time_limit=20)
@@ -497,3 +498,25 @@ def test_every_configuration_of_fnrls_own_is_rebuilt():
         made = fnrl.Parts(ENV, actor, algo, fnrl.Returns(steps=32), scale_reward=fnrl.ScaleReward(clip=3.0))
         value = fnrl.Scheme(made, topology)
         assert rebuild(json.loads(json.dumps(printed(value))), "") == value
+
+
+def test_a_policy_counts_discrete_observations_from_their_start():
+    spec = EnvSpec("counted", Discrete(4, start=10), Discrete(3))
+    actor = fnrl.OnPolicyActorCritic(spec, fnrl.MLP((5,)), fnrl.MLP((5,)))
+    params = actor.init(fnrl.key(3))
+    params = dataclasses.replace(params, vector=params.vector + fnrl.random.normal(fnrl.key(4), params.vector.shape))
+    policy = fnrl.Policy(actor, params)
+    expected = actor.act(params, torch.arange(4), actor.memory(4), None)[0]
+    assert policy(np.arange(10, 14)).tolist() == expected.tolist()
+    assert int(policy(12)) == int(expected[2])
+    for bad in (9, 14, 0, 11.5):
+        with pytest.raises(ValueError, match="one of the integers 10 to 13"):
+            policy(bad)
+
+
+def test_a_policy_that_explored_with_a_memory_acts_without_one():
+    spec = EnvSpec("box", Box((3,)), Box((1,), -2.0, 2.0))
+    explore = fnrl.OrnsteinUhlenbeck()
+    actor = fnrl.OffPolicyActorCritic(spec, fnrl.MLP((5,)), fnrl.MLP((5,)), stochastic=False, explore=explore)
+    policy = fnrl.Policy(actor, actor.init(fnrl.key(0)))
+    assert policy(np.zeros(3, np.float32)).shape == (1,)

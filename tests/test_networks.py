@@ -274,3 +274,13 @@ def test_observations_of_every_kind(obs):
         assert action.shape == logp.shape == (3,)
         v, _ = actor.values(params, x[None], actor.memory(3), torch.zeros(1, 3, dtype=torch.bool))
         assert v.shape == (1, 3)
+
+
+def test_a_scaled_action_never_steps_over_its_bounds():
+    bounds = 50.0 * random.normal(random.key(0), (500, 2))
+    low, high = bounds.amin(1), bounds.amax(1)
+    space = Box((500,), tuple(low.tolist()), tuple(high.tolist()))
+    actor = fnrl.OnPolicyActorCritic(EnvSpec("bounds", Box((5,)), space))
+    for a in (-1.0, 1.0, 3.0):
+        action = actor.env_action(torch.full((1, 500), a))[0]
+        assert bool(((action >= low) & (action <= high)).all())

@@ -190,6 +190,28 @@ def test_td3_moves_policy_and_targets_at_every_second_update():
     assert states[-1].opt.count.tolist() == [2.0, 4.0, 4.0]  # the policy's Adam has seen two
 
 
+@fnrl.component
+class Cautious(fnrl.TD3):
+    """TD3 that also stops a plan."""
+
+    target_kl: float | None = fnrl.hyper(default=0.1, help="stop")
+
+
+def test_a_stop_and_a_delay_hold_together():
+    _, actor, weights, batch, noise = example("td3")
+    algo = Cautious()
+    weights = dataclasses.replace(weights, hyper={**weights.hyper, "target_kl": torch.tensor(0.1)})
+    grads, _ = algo.grad(actor, weights, batch, noise)
+    state = AlgoState.fresh(weights, algo.optimiser.init(weights.params))
+    for kl, moved in ((0.0, {"critic0", "critic1"}), (1.0, set())):
+        after, _ = algo.apply(state, grads, {"loss": torch.zeros(()), "approx_kl": torch.tensor(kl)})
+        names = weights.params.layout.names
+        assert {n.split(".")[0] for n in names if not torch.equal(weights.params[n], after.weights.params[n])} == moved
+    late = dataclasses.replace(state, updates=torch.tensor(1))
+    after, _ = algo.apply(late, grads, {"loss": torch.zeros(()), "approx_kl": torch.tensor(1.0)})
+    assert tree.same_bits(after.weights.target, weights.target)
+
+
 def test_a_hard_target_is_a_copy_at_every_so_many_updates():
     algo, actor, weights, batch, noise = example("dqn")
     algo = dataclasses.replace(algo, target_every=3)

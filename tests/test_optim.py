@@ -87,6 +87,12 @@ def test_adams_first_steps_keep_their_digits():
     torch.testing.assert_close(after.vector, torch.tensor([-0.01, -0.01, 0.01]), rtol=5e-7, atol=0.0)
 
 
+@pytest.mark.parametrize("name", ["b1", "b2"])
+def test_a_decay_of_one_is_refused(name):
+    with pytest.raises(ValueError, match=rf"Adam.{name} = 1.0 is out of range.*\[0, 1\)"):
+        Adam(**{name: 1.0})
+
+
 def test_adam_is_optax_adam():
     params, grads = params_of(0), grads_of(0, 12)
     mine, _ = ours(Adam(), params, grads, torch.tensor(0.01))
@@ -205,8 +211,8 @@ def test_defaults_and_ranges():
     ):
         with pytest.raises(ValueError, match="out of range"):
             make(**bad)
-    Adam(b1=0.0, b2=1.0, eps=0.0, decay=0.0)
-    Adam(b1=1.0, b2=0.0)
+    Adam(b1=0.0, b2=0.999999, eps=0.0, decay=0.0)
+    Adam(b1=0.999999, b2=0.0)
     RMSProp(decay=0.0, eps=0.0)
     RMSProp(decay=1.0)
     SGD(momentum=1.0)

@@ -208,6 +208,46 @@ def test_prioritised_samples_follow_their_errors():
     np.testing.assert_allclose(data.batch.weight.numpy(), w, rtol=1e-4)
 
 
+@pytest.mark.parametrize("u", [0.0, 1.0 - 2.0**-24])
+@pytest.mark.parametrize("rollouts", [1, 33, 700])
+def test_no_draw_leaves_what_is_stored(u, rollouts, monkeypatch):
+    """At the ends of the uniforms' range, in a ring whose later blocks are empty."""
+    storage, world = Replay(capacity=5000, steps=2, warmup=0, prioritised=Prioritised()), World(0)
+    state = storage.init()
+    for _ in range(rollouts):
+        state = storage.append(state, world.rollout(2))
+    monkeypatch.setattr("fnrl.storages.replay.random.uniform", lambda key, shape: torch.full(shape, u))
+    _, data, _ = drawn(storage, state, random.key(0), Sampling(0.25 / rollouts, 256))
+    assert int(data.index.max()) < 4 * rollouts
+    assert bool((data.batch.weight > 0.0).all())
+
+
+def test_an_error_that_is_not_finite_is_not_remembered():
+    storage, world = Replay(capacity=50, steps=2, warmup=0, prioritised=Prioritised()), World(0)
+    state, data, rows = drawn(
+        storage, storage.append(storage.init(), world.rollout(2)), random.key(0), Sampling(1.0, 4)
+    )
+    before = storage.gather(state)
+    state = storage.feedback(state, data, rows[0], torch.tensor([1.0, math.nan, 2.0, 3.0]))
+    assert tree.same_bits(storage.gather(state), before)
+
+
+def test_a_ring_is_restored_into_a_larger_one_and_not_into_one_of_another_kind():
+    small, large = (Replay(capacity=c, steps=2, warmup=0, prioritised=Prioritised()) for c in (200, 9000))
+    world = World(0)
+    state = small.append(small.init(), world.rollout(2))
+    moved = large.restore(small.gather(state))
+    for _ in range(800):
+        moved = large.append(moved, world.rollout(2))
+    _, data, _ = drawn(large, moved, random.key(0), Sampling(0.01, 64))
+    assert int(data.index.max()) > 1024
+    for pure, other in ((small.gather(state), Replay(capacity=200)), (None, small)):
+        plain = Replay(capacity=200)
+        given_ = pure or plain.gather(plain.append(plain.init(), World(0).rollout(2)))
+        with pytest.raises(CheckpointError, match="priorities is not that of Replay"):
+            other.restore(given_)
+
+
 def test_new_transitions_have_the_greatest_priority_so_far():
     storage, world = Replay(capacity=50, steps=2, warmup=0, prioritised=Prioritised(alpha=1.0)), World(0)
     state = storage.append(storage.init(), world.rollout(2))

@@ -33,6 +33,7 @@ class Actor:
         else:
             low, high = (b.reshape(-1).to(action.device) for b in space.bounds())
             action = low + (action.clamp(-1.0, 1.0) + 1.0) * 0.5 * (high - low)
+            action = torch.minimum(torch.maximum(action, low), high)  # rounding can step over a bound
         return action if len(space.shape) == 1 else action.reshape(*action.shape[:-1], *space.shape)
 
     @property

@@ -42,6 +42,7 @@ class OffPolicyActorCritic(Actor):
     """
 
     family: ClassVar[str] = "off-policy"
+    recurrent: ClassVar[None] = None
 
     spec: EnvSpec = option(help="the environment's spaces")
     policy: Network | None = option(default=_WIDE, help="hidden layers of the policy; None for greedy actions")

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fnrl import tree
 from fnrl.autodiff import value_and_grad
 from fnrl.optim import Optimiser, clip_by_global_norm
 from fnrl.record import record
@@ -94,11 +95,13 @@ class Algorithm:
             norm = grads.square().sum().sqrt()
         if "target_kl" in hyper:
             stopped = stopped | (info["approx_kl"] > 1.5 * hyper["target_kl"])
-            mask: Tree = ~stopped
-        else:
-            mask = self.mask(state.updates, layout)
+        mask = self.mask(state.updates, layout)
+        if "target_kl" in hyper:
+            mask = ~stopped if isinstance(mask, tuple) else mask & ~stopped
         rates = self.rates(hyper, layout)
         params, opt = self.optimiser.update(grads, state.opt, state.weights.params, rates, mask)
         target = self.move_target(state.weights.target, params, hyper, state.updates)
+        if "target_kl" in hyper:
+            target = tree.where(stopped, state.weights.target, target)
         weights = dataclasses.replace(state.weights, params=params, target=target)
         return AlgoState(weights, opt, stopped, state.updates + 1), {**info, "grad_norm": norm}

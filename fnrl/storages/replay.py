@@ -194,6 +194,8 @@ class Replay:
         """The errors `[B]` of the samples at `rows` become their priorities, in place."""
         if self.prioritised is None or isinstance(priority, tuple) or isinstance(state.token, tuple):
             return state
+        if not bool(torch.isfinite(priority).all()):
+            return state  # the loss isn't either, and the update is about to be refused
         ring: Ring = state.token.take()
         token = ring.advance()
         ring.prioritise(data.index.gather(-1, rows), _power(priority + self.prioritised.eps, self.prioritised.alpha))
@@ -209,6 +211,10 @@ class Replay:
         if isinstance(pure.ring, tuple):
             return ReplayState((), pure.collected, pure.updates)
         ring: RingRecord = pure.ring
+        if isinstance(ring.rows.priority, Tensor) != (self.prioritised is not None):
+            raise CheckpointError(
+                f"a ring {'without' if self.prioritised else 'with'} priorities is not that of {self!r}"
+            )
         rows = self._rows(ring.rows.reward.shape[-1])
         if ring.rows.reward.shape[-2] != min(pure.collected // ring.rows.reward.shape[-1], rows) + 1:
             raise CheckpointError(

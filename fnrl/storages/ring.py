@@ -63,9 +63,7 @@ class Ring(Owner):
         finals = room(steps.obs.select(axis + 1, 0), 16)
         priority: Any = ()
         if prioritised:
-            blocks = math.ceil((capacity + 1) * n / _BLOCK)
-            zeros = steps.reward.new_zeros(*lead, blocks * _BLOCK)
-            priority = (zeros, zeros.new_zeros(*lead, blocks), zeros.new_ones(lead))
+            priority = (*_blocks(steps.reward, axis, capacity + 1), steps.reward.new_ones(lead))
         at = torch.full((*lead, capacity + 1, n), -1, dtype=torch.int32, device=steps.reward.device)
         flags = room(steps.terminated), room(steps.truncated)
         made = Rows(
@@ -213,24 +211,36 @@ class Ring(Owner):
         fields: dict[str, Any] = {n: room(getattr(given, n), whole) for n in names}
         fields["final_at"] = room(given.final_at, whole, -1)
         fields["finals"] = room(given.finals, max(16, given.finals.shape[axis]))
-        for name in ("priority", "sums", "top"):
-            x = getattr(given, name)
-            fields[name] = x.clone() if isinstance(x, Tensor) else ()
+        fields.update(priority=(), sums=(), top=())
+        if isinstance(given.priority, Tensor):
+            priority, sums = _blocks(given.reward, axis, whole)
+            length = min(priority.shape[-1], given.priority.shape[-1])
+            priority[..., :length] = given.priority[..., :length]
+            sums[..., : length // _BLOCK] = given.sums[..., : length // _BLOCK]
+            fields.update(priority=priority, sums=sums, top=given.top.clone())
         assert filled <= whole
         return Ring(capacity, Rows(**fields), pure.cursor, pure.size)
+
+
+def _blocks(reward: Tensor, axis: int, rows: int) -> tuple[Tensor, Tensor]:
+    """Priorities of so many rows, and their sums, all 0."""
+    blocks = math.ceil(rows * reward.shape[-1] / _BLOCK)
+    zeros = reward.new_zeros(*reward.shape[:axis], blocks * _BLOCK)
+    return zeros, zeros.new_zeros(*reward.shape[:axis], blocks)
 
 
 def by_priority(priority: Tensor, sums: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Places `[K, B]` drawn in proportion to `priority [M]`, stratified over each batch, and their probabilities."""
     batch = uniform.shape[-1]
-    total = sums.sum()
-    aim = (torch.arange(batch, device=uniform.device) + uniform) / batch * total
     ends = sums.cumsum(0)
-    block = (ends <= aim[..., None]).sum(-1).clamp(max=len(sums) - 1)
-    inside = aim - (ends - sums)[block]
+    total = ends[-1]
+    aim = (torch.arange(batch, device=uniform.device) + uniform) / batch * total
+    # rounding can carry an aim to the very end, past the last block and place that hold anything: then it is those
+    last_block = (torch.arange(len(sums), device=sums.device) * (sums > 0.0)).amax()
+    block = torch.minimum((ends <= aim[..., None]).sum(-1), last_block)
+    inside = (aim - (ends - sums)[block]).clamp(min=0.0)
     table = priority.reshape(-1, _BLOCK)[block]
     offset = (table.cumsum(-1) <= inside[..., None]).sum(-1).clamp(max=_BLOCK - 1)
-    # rounding can carry an aim past the last that can be drawn: then it is that one
     last = _BLOCK - 1 - (table.flip(-1) > 0.0).int().argmax(-1)
     offset = torch.minimum(offset, last)
     return block * _BLOCK + offset, table.gather(-1, offset[..., None]).squeeze(-1) / total
