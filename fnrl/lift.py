@@ -54,8 +54,8 @@ class Run:
         return _compiled(method, self.lanes is not None) if self.compile else self.lift(method)
 
     def over_lanes(self, make: Callable[[Tensor], T], key: Tensor) -> T:
-        """`make(key)` for one key, or for each lane's key `[S, 2]` in a loop, stacked; made on the CPU, and moved to the
-        device.
+        """`make(key)` for one key, or for each lane's key `[S, 2]` in a loop, stacked; made on the CPU, and moved to
+        the device.
         """
         key = key.cpu()
         if self.lanes is None:
