@@ -114,9 +114,14 @@ class Policy:
         return target
 
 
+_ALGORITHMS_OWN = "temperature"  # the group that SAC adds to the actor's
+
+
 def policy_of(actor: Any, weights: Weights) -> Policy:
     """The policy of some weights of one seed, on the CPU."""
     params, normaliser = tree.to((weights.params, weights.normaliser), "cpu")
+    if _ALGORITHMS_OWN in params.layout.groups:
+        params = Params.of({n: x for n, x in params.tree().items() if n.split(".")[0] != _ALGORITHMS_OWN})
     return Policy(actor, params, normaliser, weights.env_steps)
 
 

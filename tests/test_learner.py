@@ -520,3 +520,14 @@ def test_a_policy_that_explored_with_a_memory_acts_without_one():
     actor = fnrl.OffPolicyActorCritic(spec, fnrl.MLP((5,)), fnrl.MLP((5,)), stochastic=False, explore=explore)
     policy = fnrl.Policy(actor, actor.init(fnrl.key(0)))
     assert policy(np.zeros(3, np.float32)).shape == (1,)
+
+
+def test_a_policy_leaves_the_temperature_behind(tmp_path):
+    env = fnrl.envs.CartPole(num_envs=2)
+    actor = fnrl.OffPolicyActorCritic(env.spec, fnrl.MLP((5,)), fnrl.MLP((5,)))
+    parts = fnrl.Parts(env, actor, fnrl.SAC(batch=4), fnrl.Replay(capacity=100, warmup=4))
+    with fnrl.Learner(fnrl.Scheme(parts, centralised(gradients(collect))), 12, tmp_path) as learner:
+        learner.train(progress=False)
+    obs = np.zeros(4, np.float32)
+    actions = [fnrl.load_policy(p)(obs) for p in (tmp_path, tmp_path / "policy.safetensors")]
+    assert actions[0] == actions[1]
