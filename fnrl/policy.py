@@ -22,7 +22,7 @@ from fnrl.component import printed
 from fnrl.config import rebuild
 from fnrl.errors import CheckpointError, NonFiniteError
 from fnrl.spaces import Box, Space
-from fnrl.types import Moments, Normaliser, Params, Tree, Weights
+from fnrl.types import ALGORITHMS, Moments, Normaliser, Params, Tree, Weights
 
 Array = np.ndarray[Any, Any]
 
@@ -114,14 +114,11 @@ class Policy:
         return target
 
 
-_ALGORITHMS_OWN = "temperature"  # the group that SAC adds to the actor's
-
-
 def policy_of(actor: Any, weights: Weights) -> Policy:
     """The policy of some weights of one seed, on the CPU."""
     params, normaliser = tree.to((weights.params, weights.normaliser), "cpu")
-    if _ALGORITHMS_OWN in params.layout.groups:
-        params = Params.of({n: x for n, x in params.tree().items() if n.split(".")[0] != _ALGORITHMS_OWN})
+    if ALGORITHMS in params.layout.groups:
+        params = Params.of({n: x for n, x in params.tree().items() if n.split(".")[0] != ALGORITHMS})
     return Policy(actor, params, normaliser, weights.env_steps)
 
 

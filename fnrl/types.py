@@ -12,6 +12,8 @@ from torch import Tensor
 from fnrl import tree
 from fnrl.record import cached, host, record, static
 
+ALGORITHMS = "algo"  # the group of parameters that an algorithm adds to its actor's; a policy leaves it behind
+
 Tree = Any  # a tensor, or a record, tuple, list or dict of trees; `()` is "nothing"
 
 

@@ -87,7 +87,7 @@ def by_hand(name, params, target, batch, noise):
         y = batch.reward + batch.discount * after[torch.arange(B), choice]
         return (batch.weight * F.smooth_l1_loss(q, y.detach(), reduction="none")).mean(), None, None
     if isinstance(algo, fnrl.SAC) and isinstance(actor.spec.action, Discrete):
-        alpha = stop["temperature.log"].exp()
+        alpha = stop["algo.log_temperature"].exp()
         probs = torch.softmax(layers(stop, "policy", following), -1)
         q_after = torch.stack([layers(t, f"critic{i}", following) for i in range(n)]).min(0).values
         y = batch.reward + batch.discount * (probs * (q_after - alpha * probs.log())).sum(-1)
@@ -96,7 +96,7 @@ def by_hand(name, params, target, batch, noise):
         pi = torch.softmax(layers(p, "policy", obs), -1)
         policy = (pi * (alpha * pi.log() - torch.stack(qs).detach().min(0).values)).sum(-1).mean()
         h = -(pi * pi.log()).sum(-1).detach()
-        return critic, policy, -(p["temperature.log"] * (0.89 * math.log(4) - h.mean())).sum()
+        return critic, policy, -(p["algo.log_temperature"] * (0.89 * math.log(4) - h.mean())).sum()
 
     def q_of(tensors, i, x, a):
         return layers(tensors, f"critic{i}", torch.cat([x, a], -1))[:, 0]
@@ -109,12 +109,12 @@ def by_hand(name, params, target, batch, noise):
 
     if isinstance(algo, fnrl.SAC):
         learnt = algo.temperature is None
-        alpha = stop["temperature.log"].exp() if learnt else torch.tensor(algo.temperature)
+        alpha = stop["algo.log_temperature"].exp() if learnt else torch.tensor(algo.temperature)
         a, logp = sampled(stop, following, noise[0])
         y = torch.stack([q_of(t, i, following, a) for i in range(n)]).min(0).values - alpha * logp
         b, logp_b = sampled(p, obs, noise[1])
         policy = (alpha * logp_b - torch.stack([q_of(stop, i, obs, b) for i in range(n)]).min(0).values).mean()
-        temperature = -(p["temperature.log"] * (logp_b.detach() - 2.0)).mean() if learnt else None
+        temperature = -(p["algo.log_temperature"] * (logp_b.detach() - 2.0)).mean() if learnt else None
     else:
         a = torch.tanh(layers(t, "policy", following))
         if isinstance(algo, fnrl.TD3):
@@ -142,7 +142,7 @@ def test_the_joint_gradient_is_that_of_the_losses_apart(name, seed):
     assert aux.priority.shape == (B,)
     assert bool((aux.priority > 0.0).all())
     # each loss moves its own parameters only: critics do not learn from the policy's
-    for i, group in enumerate(("critic0", "policy", "temperature")[: len(apart)]):
+    for i, group in enumerate(("critic0", "policy", "algo")[: len(apart)]):
         (alone,) = torch.autograd.grad(apart[i], vector, retain_graph=True)
         mine = dict(zip(params.layout.groups, alone.split(list(params.layout.group_sizes)), strict=True))
         assert {g for g, x in mine.items() if float(x.abs().max()) > 0.0} == {
@@ -222,7 +222,7 @@ def test_a_hard_target_is_a_copy_at_every_so_many_updates():
 
 
 def test_learning_rates_of_their_own():
-    for name, group, rate in (("sac", "temperature", "temperature_lr"), ("td3", "policy", "critic_lr")):
+    for name, group, rate in (("sac", "algo", "temperature_lr"), ("td3", "policy", "critic_lr")):
         algo, actor, weights, batch, noise = example(name)
         algo = dataclasses.replace(algo, **{rate: 0.0})
         weights = dataclasses.replace(weights, hyper={**weights.hyper, rate: torch.tensor(0.0)})
@@ -236,7 +236,7 @@ def test_the_temperature_aims_at_the_entropy():
     algo, actor, weights, batch, noise = example("sac")
     for aim, sign in ((100.0, -1.0), (-100.0, 1.0)):  # too little entropy: the gradient raises log alpha
         grads, _ = dataclasses.replace(algo, target_entropy=aim).grad(actor, weights, batch, noise)
-        assert float(torch.sign(Params(grads, weights.params.layout)["temperature.log"])) == sign
+        assert float(torch.sign(Params(grads, weights.params.layout)["algo.log_temperature"])) == sign
 
 
 # -- acting -------------------------------------------------------------------------------------------------------

@@ -1,14 +1,11 @@
 """Exploration as a part of an off-policy actor: what is added to its actions, or put in their place.
 
-An exploration has `memory(actions) -> H` (what it carries from step to step of an episode), `chance(hyper)` of a
-random action, and `explore(action, draw, memory, hyper) -> action, memory`, with standard normal draws.
-Exploration is over when acting is deterministic.
+It is over when acting is deterministic.
 """
 
 import math
-from typing import Any, Protocol
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from fnrl.component import Linear, Schedule, component, hyper, setting
@@ -16,38 +13,33 @@ from fnrl.component import Linear, Schedule, component, hyper, setting
 Hyper = dict[str, Tensor]
 
 
-class Exploration(Protocol):
-    """What an off-policy actor needs of it."""
+class Exploration:
+    """Base of explorations: for Box actions, without memory, and adding nothing. A subclass is a component."""
 
-    continuous: bool
+    continuous: ClassVar[bool] = True  # whether it needs Box actions
 
-    def memory(self, actions: int) -> int: ...
+    def memory(self, actions: int) -> int:
+        """Numbers carried from step to step of an episode, for so many components of an action."""
+        return 0
 
-    def chance(self, hyper: Hyper) -> Any: ...
+    def chance(self, hyper: Hyper) -> Tensor | float:
+        """Probability of a random action in the place of the actor's."""
+        return 0.0
 
-    def scale(self, draw: Tensor, hyper: Hyper) -> Tensor: ...
+    def scale(self, draw: Tensor, hyper: Hyper) -> Tensor:
+        """Standard normals `[..., A]` in the units of `explore`."""
+        return draw
 
-    def explore(self, action: Tensor, draw: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]: ...
+    def explore(self, action: Tensor, draw: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """The action `[N, A]` to take in its place, and the memory `[N, H]` to carry on."""
+        return action, memory
 
 
 @component
-class Gaussian:
+class Gaussian(Exploration):
     """Independent normal noise on every component of an action in [-1, 1]; the sum is clipped."""
 
     noise_std: float | Schedule = hyper(default=0.1, help="deviation of the noise, where actions span [-1, 1]")
-
-    @property
-    def continuous(self) -> bool:
-        """For Box actions."""
-        return True
-
-    def memory(self, actions: int) -> int:
-        """None."""
-        return 0
-
-    def chance(self, hyper: Hyper) -> float:
-        """No action is wholly random."""
-        return 0.0
 
     def scale(self, draw: Tensor, hyper: Hyper) -> Tensor:
         """`std n`, for standard normal n."""
@@ -59,7 +51,7 @@ class Gaussian:
 
 
 @component
-class OrnsteinUhlenbeck:
+class OrnsteinUhlenbeck(Exploration):
     """Noise that drifts back to zero, as DDPG's authors used: arXiv 1509.02971.
 
     x = x - theta x dt + std sqrt(dt) n;   a = clip(a + x, -1, 1);   x = 0 where an episode begins
@@ -69,18 +61,9 @@ class OrnsteinUhlenbeck:
     theta: float = setting(default=0.15, low=0.0, help="how fast it drifts back")
     dt: float = setting(default=0.01, low=1e-6, help="time between two steps")
 
-    @property
-    def continuous(self) -> bool:
-        """For Box actions."""
-        return True
-
     def memory(self, actions: int) -> int:
         """x."""
         return actions
-
-    def chance(self, hyper: Hyper) -> float:
-        """No action is wholly random."""
-        return 0.0
 
     def scale(self, draw: Tensor, hyper: Hyper) -> Tensor:
         """`std sqrt(dt) n`, for standard normal n."""
@@ -93,30 +76,15 @@ class OrnsteinUhlenbeck:
 
 
 @component
-class EpsilonGreedy:
+class EpsilonGreedy(Exploration):
     """A random action with probability epsilon: of any kind."""
+
+    continuous: ClassVar[bool] = False
 
     epsilon: float | Schedule = hyper(
         default=Linear(1.0, 0.05, steps=10_000), high=1.0, help="probability of a random action"
     )
 
-    @property
-    def continuous(self) -> bool:
-        """For Discrete actions too."""
-        return False
-
-    def memory(self, actions: int) -> int:
-        """None."""
-        return 0
-
     def chance(self, hyper: Hyper) -> Tensor:
         """epsilon."""
         return hyper["epsilon"]
-
-    def scale(self, draw: Tensor, hyper: Hyper) -> Tensor:
-        """Not used."""
-        return torch.zeros_like(draw)
-
-    def explore(self, action: Tensor, draw: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """The action as it is."""
-        return action, memory

@@ -1,7 +1,7 @@
 """Soft actor-critic, for Box and for Discrete actions."""
 
 import math
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ from fnrl.component import Schedule, component, hyper, option, setting
 from fnrl.errors import CompositionError
 from fnrl.optim import Adam, Optimiser, polyak
 from fnrl.spaces import Discrete
-from fnrl.types import Aux, Layout, OffPolicyBatch, Params, Sampling, Tree, Weights
+from fnrl.types import ALGORITHMS, Aux, Layout, OffPolicyBatch, Params, Sampling, Tree, Weights
+
+_LOG = f"{ALGORITHMS}.log_temperature"
 
 
 @component
@@ -57,10 +59,10 @@ class SAC(Algorithm):
             raise CompositionError(f"SAC needs a stochastic policy, got {actor!r}: leave policy and stochastic alone")
 
     def init(self, actor: OffPolicyActorCritic, params: Params) -> tuple[Params, Tree, Tree]:
-        """Parameters with `temperature.log`, where it is learnt; the target is a copy."""
+        """Parameters with `algo.log_temperature`, where it is learnt; the target is a copy."""
         if self.temperature is None:
             log = torch.full((1,), math.log(self.first_temperature))
-            params = Params.of({**params.tree(), "temperature.log": log})
+            params = Params.of({**params.tree(), _LOG: log})
         return params, params, self.optimiser.init(params)
 
     def noise(self, actor: OffPolicyActorCritic, key: Tensor, updates: int, batch: int) -> Tree:
@@ -73,7 +75,7 @@ class SAC(Algorithm):
         """`lr`, and `temperature_lr` for the temperature."""
         if "temperature_lr" not in hyper:
             return hyper["lr"]
-        return torch.stack([hyper["temperature_lr" if g == "temperature" else "lr"] for g in layout.groups])
+        return torch.stack([hyper["temperature_lr" if g == ALGORITHMS else "lr"] for g in layout.groups])
 
     def move_target(self, target: Params, params: Params, hyper: dict[str, Tensor], updates: Tensor) -> Params:
         """`Q' = (1 - tau) Q' + tau Q`."""
@@ -84,15 +86,15 @@ class SAC(Algorithm):
     ) -> tuple[Tensor, Aux]:
         """The joint loss over a batch `[B]`; the priority of a sample is the mean of its critics' errors."""
         frozen = Params(params.vector.detach(), params.layout)
-        alpha = frozen["temperature.log"].exp() if self.temperature is None else weights.hyper["temperature"]
-        parts = self._discrete if isinstance(actor.spec.action, Discrete) else self._continuous
-        q, target, policy_loss, entropy = parts(actor, params, frozen, weights, batch, noise, alpha)
+        alpha = frozen[_LOG].exp() if self.temperature is None else weights.hyper["temperature"]
+        given = _Given(actor, params, frozen, weights.target, batch, noise, alpha)
+        q, target, policy_loss, entropy = (_discrete if isinstance(actor.spec.action, Discrete) else _continuous)(given)
         error = q - target.detach()
         critic_loss = (batch.weight * losses.value_loss(q, target.detach().expand_as(q))).mean(-1).sum()
         info = {"critic_loss": critic_loss, "policy_loss": policy_loss, "entropy": entropy, "q": q.detach().mean()}
         total = critic_loss + policy_loss
         if self.temperature is None:
-            log = params["temperature.log"]
+            log = params[_LOG]
             aim = self.entropy_aim(actor)
             total = total - (log * (aim - entropy.detach())).sum()
             info["temperature"] = alpha.sum()
@@ -104,45 +106,43 @@ class SAC(Algorithm):
             return self.target_entropy
         return 0.89 * math.log(actor.actions) if isinstance(actor.spec.action, Discrete) else -float(actor.actions)
 
-    def _continuous(
-        self,
-        actor: OffPolicyActorCritic,
-        params: Params,
-        frozen: Params,
-        weights: Weights,
-        batch: OffPolicyBatch,
-        noise: Tensor,
-        alpha: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`Q [C, B]`, their target `[B]`, the policy's loss, and its entropy."""
-        x = actor.features(params, batch.obs)
-        next_action, next_logp = actor.squashed(frozen, actor.features(frozen, batch.next_obs)).sample_and_log_prob(
-            noise[0]
-        )
-        next_q = actor.q(weights.target, actor.features(weights.target, batch.next_obs), next_action).amin(0)
-        target = batch.reward + batch.discount * (next_q - alpha * next_logp)
-        action, logp = actor.squashed(params, x.detach()).sample_and_log_prob(noise[1])
-        policy_loss = (alpha * logp - actor.q(frozen, x.detach(), action).amin(0)).mean()
-        return actor.q(params, x, batch.action), target, policy_loss, -logp.mean()
 
-    def _discrete(
-        self,
-        actor: OffPolicyActorCritic,
-        params: Params,
-        frozen: Params,
-        weights: Weights,
-        batch: OffPolicyBatch,
-        noise: Tree,
-        alpha: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = actor.features(params, batch.obs)
-        after = actor.choices(frozen, actor.features(frozen, batch.next_obs))
-        next_q = actor.q(weights.target, actor.features(weights.target, batch.next_obs)).amin(0)
-        value = (after.log_probs.exp() * next_q).sum(-1) + alpha * after.entropy()
-        target = batch.reward + batch.discount * value
-        qs = actor.q(params, x)
-        pi = actor.choices(params, x.detach())
-        entropy = pi.entropy()
-        policy_loss = -((pi.log_probs.exp() * qs.detach().amin(0)).sum(-1) + alpha * entropy).mean()
-        q = qs.gather(-1, batch.action.expand(qs.shape[:-1])[..., None]).squeeze(-1)
-        return q, target, policy_loss, entropy.mean()
+class _Given(NamedTuple):
+    """What a loss is made of; `frozen` are the parameters without a gradient."""
+
+    actor: OffPolicyActorCritic
+    params: Params
+    frozen: Params
+    target: Params
+    batch: OffPolicyBatch
+    noise: Tree
+    alpha: Tensor
+
+
+def _continuous(g: _Given) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`Q [C, B]`, their target `[B]`, the policy's loss, and its entropy."""
+    actor, batch = g.actor, g.batch
+    x = actor.features(g.params, batch.obs)
+    after = actor.squashed(g.frozen, actor.features(g.frozen, batch.next_obs))
+    next_action, next_logp = after.sample_and_log_prob(g.noise[0])
+    next_q = actor.q(g.target, actor.features(g.target, batch.next_obs), next_action).amin(0)
+    target = batch.reward + batch.discount * (next_q - g.alpha * next_logp)
+    action, logp = actor.squashed(g.params, x.detach()).sample_and_log_prob(g.noise[1])
+    policy_loss = (g.alpha * logp - actor.q(g.frozen, x.detach(), action).amin(0)).mean()
+    return actor.q(g.params, x, batch.action), target, policy_loss, -logp.mean()
+
+
+def _discrete(g: _Given) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same, with expectations over the actions."""
+    actor, batch = g.actor, g.batch
+    x = actor.features(g.params, batch.obs)
+    after = actor.choices(g.frozen, actor.features(g.frozen, batch.next_obs))
+    next_q = actor.q(g.target, actor.features(g.target, batch.next_obs)).amin(0)
+    value = (after.log_probs.exp() * next_q).sum(-1) + g.alpha * after.entropy()
+    target = batch.reward + batch.discount * value
+    qs = actor.q(g.params, x)
+    pi = actor.choices(g.params, x.detach())
+    entropy = pi.entropy()
+    policy_loss = -((pi.log_probs.exp() * qs.detach().amin(0)).sum(-1) + g.alpha * entropy).mean()
+    q = qs.gather(-1, batch.action.expand(qs.shape[:-1])[..., None]).squeeze(-1)
+    return q, target, policy_loss, entropy.mean()
