@@ -14,7 +14,7 @@ from torch import Tensor
 from fnrl import random
 from fnrl.apply import apply_update, first_algo
 from fnrl.collect import CollectState, collect_rollout, first_state
-from fnrl.errors import CompositionError
+from fnrl.errors import CheckpointError, CompositionError
 from fnrl.lift import Run
 from fnrl.merge import merge_infos, merge_moments, merge_rollouts, merge_updates
 from fnrl.parts import Parts
@@ -62,6 +62,24 @@ def _require(outer: str, node: Any, *products: str) -> None:
         )
 
 
+def _own(run: Run, node: Any, pure: Any, kind: type) -> None:
+    """Refuses to restore the record of another node (CheckpointError)."""
+    if not isinstance(pure, kind):
+        raise CheckpointError(
+            f"node {run.name} is {node!r}, but what was saved there is a {type(pure).__name__}, not a {kind.__name__}: "
+            "give the scheme the topology it was saved with"
+        )
+
+
+def _as_many(run: Run, node: Any, saved: int, here: int, what: str) -> None:
+    """Refuses to restore a record of another number of `what` (CheckpointError)."""
+    if saved != here:
+        raise CheckpointError(
+            f"node {run.name} was saved with {saved} {what}, {node!r} has {here}: a run goes on with as many as it was "
+            "begun with"
+        )
+
+
 # -- collect --------------------------------------------------------------------------------------------------------
 
 
@@ -97,6 +115,8 @@ class Collect:
 
     def restore(self, run: Run, pure: CollectState) -> CollectState:
         """With simulators brought back to where they were."""
+        _own(run, self, pure, CollectState)
+        _as_many(run, self, pure.tally.returns.shape[-1], run.parts.env.num_envs, "environments")
         return dataclasses.replace(pure, env=run.parts.env.restore(pure.env))
 
     def close(self, run: Run, state: CollectState) -> None:
@@ -202,6 +222,7 @@ class Gradients:
 
     def restore(self, run: Run, pure: GradientsState) -> GradientsState:
         """The storage and the node below, restored."""
+        _own(run, self, pure, GradientsState)
         child, storage = self.child.restore(run, pure.child), run.parts.storage.restore(pure.storage)
         return dataclasses.replace(pure, child=child, storage=storage)
 
@@ -279,6 +300,8 @@ class Synchronous:
 
     def restore(self, run: Run, pure: SynchronousState) -> SynchronousState:
         """Every replica, restored."""
+        _own(run, self, pure, SynchronousState)
+        _as_many(run, self, len(pure.workers), self.workers, "workers")
         return self._each(run, run.executor.restore, pure)
 
     def close(self, run: Run, state: SynchronousState) -> None:
@@ -350,6 +373,7 @@ class Centralised:
 
     def restore(self, run: Run, pure: CentralisedState) -> CentralisedState:
         """The node below, restored."""
+        _own(run, self, pure, CentralisedState)
         return dataclasses.replace(pure, child=self.child.restore(run, pure.child))
 
     def close(self, run: Run, state: CentralisedState) -> None:
