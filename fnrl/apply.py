@@ -38,6 +38,19 @@ def at(value: float | Schedule, env_steps: int) -> float:
     return float(value(env_steps)) if isinstance(value, Schedule) else float(value)
 
 
+def declared(run: Run, state: AlgoState, pinned: Collection[str], settled: bool) -> AlgoState:
+    """The state with the hyper-parameters that the parts declare, but for those a user has set (`pinned`).
+
+    A schedule is fixed for the length of a plan: inside one (not `settled`) it keeps its value until the plan's end.
+    """
+    weights: Weights = state.weights
+    hyper = dict(weights.hyper)
+    for name, value in run.parts.hypers().items():
+        if name not in pinned and (settled or not isinstance(value, Schedule)):
+            hyper[name] = torch.full_like(hyper[name], at(value, weights.env_steps))
+    return dataclasses.replace(state, weights=dataclasses.replace(weights, hyper=hyper))
+
+
 def apply_update(
     run: Run, state: AlgoState, update: Update, pinned: Collection[str]
 ) -> tuple[AlgoState, dict[str, Tensor]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fnrl.component import COMPONENTS, printed
+from fnrl.envs import GymVector
 from fnrl.errors import CheckpointError
 from fnrl.executor import Inline, Ray
 from fnrl.networks import Module
@@ -69,6 +70,9 @@ def _instance(x: dict[str, Any], path: str, hint: str) -> Any:
         raise CheckpointError(
             f"{where} is {what!r}, which is not fnrl's own, so it can't be rebuilt from a file: {hint}"
         )
+    if cls is GymVector and (x["wrappers"] or x["env"] != x["spec"]["name"]):  # an id is the name of its spec
+        made = [*([] if x["env"] == x["spec"]["name"] else [x["env"]]), *x["wrappers"]]
+        raise CheckpointError(f"{where} is made by {', '.join(made)}, which is not fnrl's own: {hint}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     if set(x) - {""} != set(fields):
         raise CheckpointError(f"{where}: {name} has the fields {sorted(fields)}, the file has {sorted(set(x) - {''})}")

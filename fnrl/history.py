@@ -19,6 +19,7 @@ class Told:
 
     returns: Tensor  # raw, of the last episodes
     lengths: Tensor
+    recent: Tensor  # returns since the last line of metrics
     window: dict[str, Tensor]  # metrics of the last updates
     test: Tree  # returns and lengths of the last evaluation, or ()
     episodes: int = host()
@@ -41,6 +42,7 @@ class History:
         if told is not None:
             self.returns.extend(told.returns.tolist())
             self.lengths.extend(told.lengths.tolist())
+            self.recent.extend(told.recent.tolist())
             size = max((len(x) for x in told.window.values()), default=0)
             self.window.extend({n: x[i] for n, x in told.window.items()} for i in range(size))
             self.episodes, self.evaluated, self.begun = told.episodes, told.evaluated, self.begun - told.seconds
@@ -83,6 +85,7 @@ class History:
         return Told(
             torch.tensor(list(self.returns), dtype=torch.float64),
             torch.tensor(list(self.lengths), dtype=torch.int64),
+            torch.tensor(self.recent, dtype=torch.float64),
             {n: torch.stack([m[n] for m in self.window]) for n in (self.window[-1] if self.window else ())},
             () if self.test is None else (self.test.returns, self.test.lengths),
             self.episodes,

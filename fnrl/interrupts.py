@@ -37,8 +37,8 @@ class Held:
 
 @contextlib.contextmanager
 def terminating() -> Iterator[None]:
-    """SIGTERM raises SystemExit(143), as Ctrl-C raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
+    """SIGTERM raises SystemExit(143), as Ctrl-C raises KeyboardInterrupt, unless the program handles it itself."""
+    if threading.current_thread() is not threading.main_thread() or _handled(signal.getsignal(signal.SIGTERM)):
         yield
         return
 
@@ -50,3 +50,8 @@ def terminating() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, old)
+
+
+def _handled(handler: Any) -> bool:
+    """Whether the program has seen to it: Ray's own handler ends its processes, and saves nothing."""
+    return handler is not signal.SIG_DFL and not str(getattr(handler, "__module__", "")).startswith("ray.")

@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fnrl import checkpoint, logs, plots, random, tree
 from fnrl.apply import first_algo
 from fnrl.checkpoint import ANY, Checkpoints, CheckpointWarning
-from fnrl.component import component, option, printed, setting
+from fnrl.component import printed
 from fnrl.errors import CheckpointError, StaleStateError
 from fnrl.evaluate import Evaluation, evaluate
 from fnrl.history import History, Told
@@ -25,41 +27,14 @@ from fnrl.interrupts import Held, terminating
 from fnrl.lift import Run
 from fnrl.merge import merge_infos
 from fnrl.policy import FILE, policy_of
-from fnrl.record import host, plain, record
+from fnrl.record import host, record
 from fnrl.scheme import Scheme, SchemeState
+from fnrl.settings import Evaluate, Settings, idle_rates, of_evaluation
 from fnrl.topology import CentralisedState
 from fnrl.types import Info
 
 _LINE = 100  # environment steps between two lines of metrics, at least
 _EVALUATION_KEY = 2  # folded into the run's key, which the scheme folds with 0 and 1
-
-
-@component
-class Evaluate:
-    """When and how a learner evaluates: the deterministic policy, in environments of its own."""
-
-    every: int = setting(default=50_000, help="environment steps between evaluations")
-    episodes: int = setting(default=10, help="whole episodes of one evaluation")
-    env: Any = option(default=None, help="another vector of the same spaces, if not one like the training's")
-
-
-@plain
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a learner was told, besides the scheme; `every` is 0 without evaluation."""
-
-    seed: int
-    target_steps: int
-    save_every: int
-    keep: int
-    every: int
-    episodes: int
-
-    def __post_init__(self) -> None:
-        for name, low in (("seed", 0), ("target_steps", 1), ("save_every", 1), ("keep", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"Learner({name}={value!r}): expected an int of at least {low}")
 
 
 @record
@@ -76,7 +51,8 @@ class Learner:
 
     With `log_dir` the run has a directory: checkpoints every `save_every` environment steps (the `keep` newest stay),
     `metrics.jsonl`, `tensorboard/`, `config.json`, at the end `curve.png` and `policy.safetensors`. A context manager;
-    on Ctrl-C or SIGTERM the update under way is finished and saved, and a second Ctrl-C stops at once.
+    in `with` and in `train` the update under way is finished and saved on Ctrl-C or SIGTERM (which raises SystemExit,
+    unless the program handles it itself), and a second Ctrl-C stops at once.
 
     Errors: ValueError for a bad number; CheckpointError when the directory is in use or holds a run already. A fault
     while stepping (NonFiniteError, EnvironmentFault) is told in `metrics.jsonl`, closes the learner and is raised.
@@ -92,8 +68,7 @@ class Learner:
         save_every: int = 100_000,
         keep: int = 3,
     ) -> None:
-        every, episodes = (evaluation.every, evaluation.episodes) if evaluation else (0, 0)
-        settings = Settings(seed, target_steps, save_every, keep, every, episodes)
+        settings = Settings(seed, target_steps, save_every, keep, **of_evaluation(evaluation))
         with self._opening(scheme, settings, evaluation, log_dir):
             if self._store and self._store.paths():
                 raise CheckpointError(
@@ -114,9 +89,11 @@ class Learner:
     ) -> "Learner":
         """The learner of a run directory as it was at its newest good checkpoint; exact, metrics' windows included.
 
-        The scheme comes from code: where it differs from the one that was saved, a `CheckpointWarning` shows how. Give
-        `target_steps` to go on further, `evaluation` to change it.
-        Errors: CheckpointError when there is no good checkpoint, it doesn't fit, or the directory is in use.
+        The scheme comes from code: where it differs from the one that was saved, a `CheckpointWarning` shows how, and
+        the code's counts from now on (schedules from the next plan); only what `update_algo_parameter` has set stays.
+        Give `target_steps` to go on further, `evaluation` to change it.
+        Errors: CheckpointError when there is no good checkpoint, it doesn't fit, or the directory is in use; ValueError
+        for fewer `target_steps` than are done.
         """
         if not Path(log_dir).is_dir():
             raise CheckpointError(f"{log_dir} is not a run directory: there is nothing to resume")
@@ -126,23 +103,36 @@ class Learner:
         saved = checkpoint.newest(log_dir, like)
         said: LearnerState = saved.state
         settings = said.settings
-        if target_steps is not None:
+        if target_steps is not None and target_steps != settings.target_steps:
             settings = dataclasses.replace(settings, target_steps=target_steps)
+            if target_steps < said.scheme.env_steps:
+                raise ValueError(
+                    f"Learner.resume(target_steps={target_steps}): {said.scheme.env_steps} environment steps are done "
+                    "already; give as many, or more"
+                )
         if evaluation is not None:
-            settings = dataclasses.replace(settings, every=evaluation.every, episodes=evaluation.episodes)
+            settings = dataclasses.replace(settings, **of_evaluation(evaluation))
         elif settings.every:
-            evaluation = Evaluate(settings.every, settings.episodes)
+            evaluation = settings.evaluation()
         other = checkpoint.diff(saved.config, printed(scheme))
         if other:
-            text = "\n  ".join([f"{saved.path} was saved with another configuration (saved -> given):", *other])
-            warnings.warn(text, CheckpointWarning, stacklevel=2)
+            first = (
+                f"{saved.path} was saved with another configuration (saved -> given; what is given counts from now on):"
+            )
+            stay = [f"{n} stays {float(said.scheme.weights.hyper[n]):g}: it was set" for n in said.scheme.node.pinned]
+            warnings.warn("\n  ".join([first, *other, *stay]), CheckpointWarning, stacklevel=2)
         self = cls.__new__(cls)
         with self._opening(scheme, settings, evaluation, log_dir):
             newest = checkpoint.newest(log_dir, like)  # again, under the lock
             with Held():
                 self.state = scheme.restore(tree.to(newest.state.scheme, scheme.device))
             self._start(newest.state.told)
-            self._saved = self.state, self._history.test, newest.path
+            before, now = newest.state.scheme.weights.hyper, self.state.weights.hyper
+            moved = {f"hyper/{n}": float(x) for n, x in now.items() if not torch.equal(x.cpu(), before[n])}
+            if moved:
+                self._event("set", moved)
+            else:
+                self._saved = self.state, self._history.test, newest.path
         return self
 
     # -- NAPPO's methods ----------------------------------------------------------------------------------------
@@ -153,6 +143,10 @@ class Learner:
             raise ValueError(f"step(updates={updates}): expected at least 1")
         if self._closed:
             raise RuntimeError("this learner is closed: Learner.resume(log_dir, scheme) goes on from its checkpoint")
+        if self._fresh:  # only now: a rate may have been set since the learner was made
+            self._fresh, declared = False, self.scheme.parts.hypers()
+            for text in idle_rates(declared, self.state.node.pinned, self.settings.target_steps):
+                warnings.warn(text, stacklevel=2)
         infos = []
         for _ in range(updates):
             try:
@@ -260,12 +254,14 @@ class Learner:
         self._closing.close()
 
     def __enter__(self) -> "Learner":
+        self._inside.enter_context(terminating())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit):
-            self._interrupted()
-        self.close()
+        with self._inside:
+            if kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit):
+                self._interrupted()
+            self.close()
 
     # -- inside -------------------------------------------------------------------------------------------------
 
@@ -274,8 +270,13 @@ class Learner:
         self, scheme: Scheme, settings: Settings, evaluation: Evaluate | None, log_dir: str | os.PathLike[str] | None
     ) -> Iterator[None]:
         """Takes the directory; what is open is closed again if the rest of opening fails."""
+        if not isinstance(scheme, Scheme):
+            raise TypeError(f"Learner takes a scheme, Scheme(parts, topology), got {scheme!r}")
+        if evaluation is not None and evaluation.env is not None:
+            dataclasses.replace(scheme.parts, env=evaluation.env)  # refuses other spaces
         self.scheme, self.settings, self.evaluation = scheme, settings, evaluation
-        self._closing, self._closed = contextlib.ExitStack(), False
+        self._closing, self._closed, self._fresh = contextlib.ExitStack(), False, True
+        self._inside = contextlib.ExitStack()  # of a `with` block
         self._store = Checkpoints(log_dir, settings.keep) if log_dir is not None else None
         self._logs: logs.Logs | None = None
         self._saved: tuple[SchemeState, Evaluation | None, Path] | None = None

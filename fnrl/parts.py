@@ -51,10 +51,10 @@ class Parts:
                     f"{algo} is an {family['algo']} algorithm and {part} is an {family[other]} {other}: "
                     f"{algo} needs an {family['algo']} {other}"
                 )
-        if self.actor.spec != self.env.spec:
+        made, given = self.actor.spec, self.env.spec
+        if (made.obs, made.action) != (given.obs, given.action):
             raise CompositionError(
-                f"the actor was made for {self.actor.spec}, the environment is {self.env.spec}: "
-                "pass env.spec to the actor"
+                f"the actor was made for {made}, the environment is {given}: pass env.spec to the actor"
             )
         if self.scale_reward and family["algo"] == "off-policy":
             raise CompositionError(

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from fnrl import random
-from fnrl.apply import apply_update, first_algo
+from fnrl.apply import apply_update, declared, first_algo
 from fnrl.collect import CollectState, collect_rollout, first_state
 from fnrl.errors import CheckpointError, CompositionError
 from fnrl.lift import Run
@@ -372,9 +372,10 @@ class Centralised:
         return dataclasses.replace(state, child=self.child.gather(run, state.child))
 
     def restore(self, run: Run, pure: CentralisedState) -> CentralisedState:
-        """The node below, restored."""
+        """The node below, restored; hyper-parameters that nobody has set are the parts'."""
         _own(run, self, pure, CentralisedState)
-        return dataclasses.replace(pure, child=self.child.restore(run, pure.child))
+        algo = declared(run, pure.algo, pure.pinned, pure.settled)
+        return dataclasses.replace(pure, algo=algo, child=self.child.restore(run, pure.child))
 
     def close(self, run: Run, state: CentralisedState) -> None:
         """Closes the node below."""

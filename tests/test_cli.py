@@ -225,8 +225,12 @@ def test_train_resume_evaluate(tmp_path, capsys):
     assert run(f"train {line} --steps 128 --dir {one} --workers 2") == 0
     where = min(str(one), os.path.relpath(one), key=len)  # as short as it can be told
     assert f"fnrl resume {where}" in capsys.readouterr().out
+    assert run(f"resume {one} --steps 64") == 1
+    assert "128 environment steps are done already" in capsys.readouterr().err
     assert run(f"resume {one} --steps 256 --quiet") == 0
-    assert capsys.readouterr().out == ""
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "lr is 0 from 128 environment steps on and this run goes to 256" in said.err  # the preset's line
     assert run(f"train {line} --steps 256 --dir {two} --workers 2 --algo.lr 1e-3:0:128 --quiet") == 0
     a, b = (checkpoint.newest(d).state for d in (one, two))
     assert a.scheme.env_steps == b.scheme.env_steps == 256
@@ -238,6 +242,17 @@ def test_train_resume_evaluate(tmp_path, capsys):
     assert sorted(p.name for p in one.iterdir()) == before
     assert run(f"train {line} --dir {one}") == 1
     assert "already holds a run" in capsys.readouterr().err
+
+
+def test_resume_sets_what_it_is_told(tmp_path, capsys):
+    where = tmp_path / "run"
+    assert run(f"train --env CartPole {SMALL} --eval-every 0 --steps 64 --dir {where} --quiet") == 0
+    assert run(f"resume {where} --set lrr=1 --quiet") == 1
+    assert "did you mean 'lr'?" in capsys.readouterr().err
+    assert run(f"resume {where} --steps 128 --set lr=2e-4 clip=0.1 --quiet") == 0
+    assert capsys.readouterr().err == ""
+    state = checkpoint.newest(where).state.scheme
+    assert [float(state.weights.hyper[n]) for n in ("lr", "clip")] == pytest.approx([2e-4, 0.1])
 
 
 def test_an_interrupt_ends_with_130_and_resumes_exactly(tmp_path):

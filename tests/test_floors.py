@@ -22,6 +22,7 @@ FLOORS = [
         "checkpoint",
         "policy",
         "learner",
+        "settings",
         "logs",
         "plots",
         "presets",

@@ -10,9 +10,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from learner_cases import ENV, PLAN, SIMPLE, STEPS, bits, light, parts, quiet, scheme, tensorboard  # noqa: F401
 
 import fnrl
-from fnrl import logs, tree
+from fnrl import tree
 from fnrl.checkpoint import CheckpointWarning, newest
 from fnrl.collect import act
 from fnrl.component import printed
@@ -20,47 +21,6 @@ from fnrl.config import ACTIVATIONS, rebuild
 from fnrl.logs import LogWarning, read_lines
 from fnrl.spaces import Box, Discrete, EnvSpec
 from fnrl.topology import centralised, collect, gradients, synchronous
-
-ENV = fnrl.envs.CartPole(num_envs=4, time_limit=20)
-SIMPLE = centralised(gradients(collect))
-PLAN, STEPS = 8, 128  # updates and environment steps of one plan
-
-
-@pytest.fixture
-def tensorboard():
-    """Asks for TensorBoard and the picture."""
-
-
-@pytest.fixture(autouse=True)
-def _no_tensorboard(monkeypatch, request):
-    """A writer's thread per learner is slow; one test has it on."""
-    if "tensorboard" not in request.fixturenames:
-
-        def missing(*_):
-            raise ImportError
-
-        monkeypatch.setattr(logs, "TensorBoard", missing)
-        monkeypatch.setattr(fnrl.plots, "curve", lambda directory: None)
-
-
-def parts(recurrent=False, algo=fnrl.PPO, **ppo):
-    actor = fnrl.OnPolicyActorCritic(
-        ENV.spec, policy=fnrl.MLP((8,)), value=fnrl.MLP((8,)), recurrent=fnrl.GRU(4) if recurrent else None
-    )
-    algo = algo(**{"minibatches": 2, **ppo})
-    return fnrl.Parts(ENV, actor, algo, fnrl.GAE(steps=32), normalise_obs=fnrl.NormaliseObs())
-
-
-def scheme(**kwargs):
-    return fnrl.Scheme(parts(**kwargs), SIMPLE)
-
-
-def quiet(s, steps, log_dir=None, **kwargs):
-    return fnrl.Learner(s, steps, log_dir, **kwargs)
-
-
-def bits(learner):
-    return learner.scheme.gather(learner.state)
 
 
 def windows(learner):
@@ -350,7 +310,8 @@ def test_a_full_disk_is_told_once(tmp_path):
     assert len([w for w in warned if issubclass(w.category, LogWarning)]) == 1
 
 
-def test_tensorboard_and_the_curve(tmp_path, tensorboard):
+@pytest.mark.usefixtures("tensorboard")
+def test_tensorboard_and_the_curve(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with quiet(scheme(), 3 * STEPS, tmp_path, evaluation=fnrl.Evaluate(every=STEPS, episodes=2)) as learner:
@@ -525,8 +486,8 @@ def test_a_policy_that_explored_with_a_memory_acts_without_one():
 def test_a_policy_leaves_the_temperature_behind(tmp_path):
     env = fnrl.envs.CartPole(num_envs=2)
     actor = fnrl.OffPolicyActorCritic(env.spec, fnrl.MLP((5,)), fnrl.MLP((5,)))
-    parts = fnrl.Parts(env, actor, fnrl.SAC(batch=4), fnrl.Replay(capacity=100, warmup=4))
-    with fnrl.Learner(fnrl.Scheme(parts, centralised(gradients(collect))), 12, tmp_path) as learner:
+    made = fnrl.Parts(env, actor, fnrl.SAC(batch=4), fnrl.Replay(capacity=100, warmup=4))
+    with fnrl.Learner(fnrl.Scheme(made, centralised(gradients(collect))), 12, tmp_path) as learner:
         learner.train(progress=False)
     obs = np.zeros(4, np.float32)
     actions = [fnrl.load_policy(p)(obs) for p in (tmp_path, tmp_path / "policy.safetensors")]

@@ -19,7 +19,7 @@ import torch
 
 import fnrl
 from fnrl import checkpoint
-from fnrl.cli.options import Option, build, options
+from fnrl.cli.options import Option, build, options, pair
 from fnrl.component import nearest
 from fnrl.config import rebuild
 from fnrl.presets import preset
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(words: Words) -> int:
     said, values = _read_train(words)
     torch.set_num_threads(said.threads)
-    try:
+    with _refusals():
         parts = build(said.env, values)
         many = said.workers > 1 or said.ray
         node = fnrl.gradients(fnrl.synchronous(fnrl.collect, said.workers) if many else fnrl.collect)
@@ -80,8 +80,6 @@ def _train(words: Words) -> int:
         directory = said.dir or Path("runs") / f"{said.env}-{type(parts.algo).__name__}-{said.seed}-{stamp}"
         settings = said.steps, directory, said.seed, evaluation, said.save_every, said.keep
         learner = fnrl.Learner(scheme, *settings)
-    except (ValueError, TypeError) as error:  # a value that a part refuses
-        raise fnrl.CompositionError(str(error)) from error
     return _run(learner, said.quiet)
 
 
@@ -89,10 +87,20 @@ def _resume(words: Words) -> int:
     parser = _parser("resume", "Goes on with a run from its newest good checkpoint, exactly.")
     parser.add_argument("dir", help="a run directory")
     parser.add_argument("--steps", type=_count, help="go on to so many environment steps instead")
+    about = "set hyper-parameters from now on, such as lr=1e-4; a schedule of that name no longer moves it"
+    parser.add_argument("--set", nargs="+", type=pair, default=[], metavar="NAME=X", help=about)
     _common(parser)
     said = _read(parser, words)
     torch.set_num_threads(said.threads)
-    return _run(fnrl.Learner.resume(said.dir, _scheme(said.dir), said.steps), said.quiet)
+    with _refusals():
+        learner = fnrl.Learner.resume(said.dir, _scheme(said.dir), said.steps)
+        try:
+            for name, value in said.set:
+                learner.update_algo_parameter(name, value)
+        except BaseException:
+            learner.close()
+            raise
+    return _run(learner, said.quiet)
 
 
 def _run(learner: fnrl.Learner, quiet: bool) -> int:
@@ -130,6 +138,15 @@ def _evaluate(words: Words) -> int:
         f"from {float(done.returns.min()):,.2f} to {float(done.returns.max()):,.2f}"
     )
     return 0
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """A value that a part refuses is an error of fnrl's own."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise fnrl.CompositionError(str(error)) from error
 
 
 def _scheme(directory: str) -> fnrl.Scheme:

@@ -202,7 +202,7 @@ def _option(name: str, cls: type, field: Any, default: Any, steps: int) -> Optio
     elif tuple[int, ...] in members:
         read, many = whole_number, True
     elif name == "env.kwargs":
-        read, many = _pair, True
+        read, many = pair, True
     elif callable(field.default):
         read, choices = str, tuple(ACTIVATIONS)
         default = next((n for n, f in ACTIVATIONS.items() if f is default), default)
@@ -239,7 +239,8 @@ def _or_none(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return number
 
 
-def _pair(text: str) -> tuple[str, Any]:
+def pair(text: str) -> tuple[str, Any]:
+    """`name=value`, the value as JSON if it is."""
     key, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"expected name=value, got {text!r}")
