@@ -20,7 +20,7 @@ from fnrl.policy import Policy, load_policy
 from fnrl.random import key
 from fnrl.record import host, record, static
 from fnrl.scheme import Scheme, SchemeState
-from fnrl.storages import GAE, Prioritised, Replay, Returns
+from fnrl.storages import GAE, Frames, Prioritised, Replay, Returns
 from fnrl.topology import centralised, collect, gradients, synchronous
 
 __version__ = "0.1.0"
@@ -45,6 +45,7 @@ __all__ = [
     "EpsilonGreedy",
     "Evaluate",
     "Evaluation",
+    "Frames",
     "Gaussian",
     "Inline",
     "Learner",

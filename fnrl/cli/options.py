@@ -21,7 +21,7 @@ from fnrl.envs import CartPole, GymVector, gym
 from fnrl.networks import CNN, GRU, MLP, Network
 from fnrl.optim import SGD, Adam, Optimiser, RMSProp
 from fnrl.parts import NormaliseObs, Parts, ScaleReward
-from fnrl.storages import GAE, Prioritised, Replay, Returns
+from fnrl.storages import GAE, Frames, Prioritised, Replay, Returns
 
 Values = Mapping[str, Any]
 
@@ -31,6 +31,7 @@ _FAMILIES: dict[Any, tuple[type, ...]] = {
     Exploration: (Gaussian, OrnsteinUhlenbeck, EpsilonGreedy),
     GRU: (GRU,),
     Prioritised: (Prioritised,),
+    Frames: (Frames,),
     NormaliseObs: (NormaliseObs,),
     ScaleReward: (ScaleReward,),
 }

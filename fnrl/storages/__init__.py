@@ -1,6 +1,7 @@
 """What remembers: rollouts become plans of batches."""
 
+from fnrl.storages.frames import Frames
 from fnrl.storages.replay import Prioritised, Replay
 from fnrl.storages.rollout import GAE, OnPolicyBatch, Returns, RolloutStorage
 
-__all__ = ["GAE", "OnPolicyBatch", "Prioritised", "Replay", "Returns", "RolloutStorage"]
+__all__ = ["GAE", "Frames", "OnPolicyBatch", "Prioritised", "Replay", "Returns", "RolloutStorage"]

@@ -15,7 +15,8 @@ from fnrl.component import Schedule, component, hyper, option, setting
 from fnrl.errors import CheckpointError, CompositionError
 from fnrl.record import host, record
 from fnrl.spaces import Space
-from fnrl.storages.ring import Ring, RingRecord, Rows, by_priority
+from fnrl.storages.frames import Frames
+from fnrl.storages.ring import Ring, RingRecord, Rows, by_priority, rows_of
 from fnrl.token import Token
 from fnrl.types import OffPolicyBatch, Rollout, Sampling, Tree, Weights
 
@@ -76,6 +77,7 @@ class Replay:
     warmup: int = setting(default=1000, low=0, help="transitions of random actions before the first update")
     n_step: int = setting(default=1, help="steps of a return before it bootstraps")
     prioritised: Prioritised | None = option(default=None, help="draw by error; None for uniformly")
+    frames: Frames | None = option(default=None, help="keep one frame of each stack; None keeps observations whole")
 
     def check(self, plan: Any, actor: OffPolicyActorCritic, envs: int) -> None:
         """Refuses sizes that don't fit each other, or the machine's memory (CompositionError)."""
@@ -92,6 +94,8 @@ class Replay:
                 f"a batch of {plan.batch} is more than the {min(first, self.capacity)} transitions stored at the first "
                 f"update: pass Replay(warmup={plan.batch}) or more, or a smaller batch"
             )
+        if self.frames is not None:
+            self.frames.check(actor.spec.obs)
         need, have = self._bytes(actor, envs), _memory()
         if need > have:
             raise CompositionError(
@@ -108,12 +112,10 @@ class Replay:
         steps = rollout.steps
         if isinstance(state.token, tuple):
             envs = steps.reward.shape[-1]
-            ring = Ring.empty(self._rows(envs), steps, self.prioritised is not None)
-            token = ring.token()
+            ring = Ring.empty(self._rows(envs), steps, self.prioritised is not None, self.frames)
         else:
             ring = state.token.take()
-            token = ring.advance()
-        ring.append(steps)
+        token = ring.append(steps)
         return ReplayState(token, state.collected + steps.reward.shape[-1] * steps.reward.shape[-2], state.updates)
 
     def ready(self, state: ReplayState, plan: Sampling, envs: int) -> bool:
@@ -176,15 +178,22 @@ class Replay:
             discount = torch.where(alive, discount * gamma, discount)
             last = torch.where(alive, place, last)
             alive = alive & ~(flat["terminated"][place] | flat["truncated"][place])
-        obs = ring.obs.flatten(0, 1)
-        following = obs[(last // n + 1) % whole * n + env]
+        rows = ring.obs.flatten(0, 1)
+        following = rows[(last // n + 1) % whole * n + env]
         at = flat["final_at"][last].long()
-        ended = (at >= 0).reshape(-1, *[1] * (obs.dim() - 1))
+        ended = (at >= 0).reshape(-1, *[1] * (rows.dim() - 1))
         next_obs = torch.where(ended, ring.finals[at.clamp(min=0)], following)
+        if self.frames is None:
+            obs = rows[index]
+        else:
+            done = flat["terminated"] | flat["truncated"]
+            obs = self.frames.stack(rows, done, index, n)
+            newest = obs if self.n_step == 1 else self.frames.stack(rows, done, last, n)
+            next_obs = torch.cat([newest[:, 1:], next_obs[:, None]], 1)
         discount = torch.where(flat["terminated"][last], 0.0, discount)
         normalise = (lambda x: x) if isinstance(weights.normaliser, tuple) else weights.normaliser
         action = ring.action.flatten(0, 1)[index]
-        return OffPolicyBatch(normalise(obs[index]), action, reward, normalise(next_obs), discount, weight)
+        return OffPolicyBatch(normalise(obs), action, reward, normalise(next_obs), discount, weight)
 
     def take(self, data: Samples, rows: Tensor) -> OffPolicyBatch:
         """The batch of some rows `[B]`."""
@@ -215,12 +224,14 @@ class Replay:
             raise CheckpointError(
                 f"a ring {'without' if self.prioritised else 'with'} priorities is not that of {self!r}"
             )
-        rows = self._rows(ring.rows.reward.shape[-1])
-        if ring.rows.reward.shape[-2] != min(pure.collected // ring.rows.reward.shape[-1], rows) + 1:
+        filled, envs = ring.rows.reward.shape[-2:]
+        rows = self._rows(envs)
+        if filled != rows_of(min(pure.collected // envs, rows), self.frames):
+            of = f"capacity={self.capacity}" + ("" if self.frames is None else f", frames={self.frames!r}")
             raise CheckpointError(
-                f"a ring of {ring.rows.reward.shape[-2] - 1} rows is not that of Replay(capacity={self.capacity})"
+                f"a ring of {ring.size} rows, {filled} with those around, is not that of Replay({of})"
             )
-        return ReplayState(Ring.restore(rows, ring).token(), pure.collected, pure.updates)
+        return ReplayState(Ring.restore(rows, ring, self.frames).token(), pure.collected, pure.updates)
 
     # -- sizes ----------------------------------------------------------------------------------------------------
 
@@ -241,8 +252,9 @@ class Replay:
             return math.prod(space.shape) * torch.empty(0, dtype=space.stored).element_size()
 
         spec = actor.spec
-        each = size(spec.obs) + size(spec.action) + 4 + 1 + 1 + 4 + (0 if self.prioritised is None else 4)
-        return (self._rows(envs) + 1) * envs * each
+        obs = size(spec.obs) // (1 if self.frames is None else self.frames.count)
+        each = obs + size(spec.action) + 4 + 1 + 1 + 4 + (0 if self.prioritised is None else 4)
+        return rows_of(self._rows(envs), self.frames) * envs * each
 
 
 def _power(x: Tensor, exponent: float | Tensor) -> Tensor:

@@ -2,17 +2,21 @@
 
 Row r holds one step of N environments. The successor of an observation is the next row's, so it isn't stored again;
 where an episode ended, the true successor lies among `finals`. One row more than the capacity holds the newest
-successors. With lanes every tensor has `[S]` in front.
+successors; where observations are stacks of k frames, a row holds the newest one, and k - 1 rows more those before the
+oldest row. With lanes every tensor has `[S]` in front.
 """
 
+import dataclasses
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fnrl.errors import EnvironmentFault
 from fnrl.record import host, record
-from fnrl.token import Owner
+from fnrl.storages.frames import Frames
+from fnrl.token import Owner, Token
 from fnrl.types import Transition
 
 _BLOCK = 1024  # priorities summed at once
@@ -20,7 +24,7 @@ _BLOCK = 1024  # priorities summed at once
 
 @record
 class Rows:
-    """The ring's tensors: `[C + 1, N, ...]`, `finals [E, ...]`, and priorities, or `()`."""
+    """The ring's tensors: `[C + k, N, ...]`, `finals [E, ...]`, and priorities, or `()`."""
 
     obs: Tensor
     action: Tensor
@@ -46,42 +50,55 @@ class RingRecord:
 class Ring(Owner):
     """The last `capacity` rows, in the order of their coming from `start` on."""
 
-    def __init__(self, capacity: int, rows: Rows, cursor: int = 0, size: int = 0) -> None:
-        self.capacity, self.rows, self.cursor, self.size = capacity, rows, cursor, size
-        self.axis = rows.reward.dim() - 2
+    def __init__(self, capacity: int, rows: Rows, cursor: int, size: int, frames: Frames | None) -> None:
+        self.capacity, self.rows, self.cursor, self.size, self.frames = capacity, rows, cursor, size, frames
+        self.axis, self.whole = rows.reward.dim() - 2, rows_of(capacity, frames)
         self.free = self._unused()
 
     @staticmethod
-    def empty(capacity: int, steps: Transition, prioritised: bool) -> "Ring":
+    def empty(capacity: int, steps: Transition, prioritised: bool, frames: Frames | None = None) -> "Ring":
         """A ring for rollouts `[T, N, ...]` such as this one (`[S, T, N, ...]` with lanes)."""
-        axis = steps.reward.dim() - 2
+        axis, length = steps.reward.dim() - 2, rows_of(capacity, frames)
         lead, n = steps.reward.shape[:axis], steps.reward.shape[-1]
+        obs = steps.obs if frames is None else steps.obs.select(axis + 2, -1)
 
-        def room(x: Tensor, length: int = capacity + 1) -> Tensor:
+        def room(x: Tensor, length: int = length) -> Tensor:
             return x.new_empty(*lead, length, *x.shape[axis + 1 :])
 
-        finals = room(steps.obs.select(axis + 1, 0), 16)
+        finals = room(obs.select(axis + 1, 0), 16)
         priority: Any = ()
         if prioritised:
-            priority = (*_blocks(steps.reward, axis, capacity + 1), steps.reward.new_ones(lead))
-        at = torch.full((*lead, capacity + 1, n), -1, dtype=torch.int32, device=steps.reward.device)
+            priority = (*_blocks(steps.reward, axis, length), steps.reward.new_ones(lead))
+        at = torch.full((*lead, length, n), -1, dtype=torch.int32, device=steps.reward.device)
         flags = room(steps.terminated), room(steps.truncated)
-        made = Rows(
-            room(steps.obs), room(steps.action), room(steps.reward), *flags, at, finals, *(priority or ((), (), ()))
-        )
-        return Ring(capacity, made)
+        made = Rows(room(obs), room(steps.action), room(steps.reward), *flags, at, finals, *(priority or ((), (), ())))
+        ring = Ring(capacity, made, length - capacity - 1, 0, frames)
+        if frames is not None:  # what the first stack holds besides its newest frame goes before the first row
+            before = steps.obs.select(axis, 0).narrow(axis + 1, 0, ring.cursor).movedim(axis + 1, axis)
+            ring._write(made.obs, before, 0)
+            for flag in (*flags, made.action, made.reward):
+                flag.narrow(axis, 0, ring.cursor).zero_()
+        return ring
 
     @property
     def start(self) -> int:
         """The oldest row."""
-        return (self.cursor - self.size) % (self.capacity + 1)
+        return (self.cursor - self.size) % self.whole
 
     # -- writing --------------------------------------------------------------------------------------------------
 
-    def append(self, steps: Transition) -> None:
-        """Takes in T <= capacity rows, the oldest giving way."""
+    def append(self, steps: Transition) -> Token:
+        """Takes in T <= capacity rows, the oldest giving way, and returns the token of the ring that holds them.
+
+        Errors: EnvironmentFault where frames are not stacked as they should be; nothing is taken in.
+        """
         length, rows = steps.reward.shape[self.axis], self.rows
-        whole, first = self.capacity + 1, self.cursor
+        whole, first = self.whole, self.cursor
+        if self.frames is not None:
+            self._check_stacks(self.frames, steps)
+            newest = steps.obs.select(self.axis + 2, -1), steps.next_obs.select(self.axis + 2, -1)
+            steps = dataclasses.replace(steps, obs=newest[0], next_obs=newest[1])
+        token = self.advance()
         self._forget(first, length)
         for name in ("obs", "action", "reward", "terminated", "truncated"):
             self._write(getattr(rows, name), getattr(steps, name), first)
@@ -93,9 +110,11 @@ class Ring(Owner):
             n = steps.reward.shape[-1]
             index = (first + torch.arange(length, device=rows.priority.device)) % whole
             flat = (index[:, None] * n + torch.arange(n, device=index.device)).flatten()
-            tip = self.cursor * n + torch.arange(n, device=index.device)
             self._set_priority(flat, rows.top[..., None].expand(*rows.top.shape, len(flat)))
-            self._set_priority(tip, rows.top.new_zeros(*rows.top.shape, n))
+            rest = (self.cursor + torch.arange(whole - self.capacity, device=index.device)) % whole
+            tip = (rest[:, None] * n + torch.arange(n, device=index.device)).flatten()
+            self._set_priority(tip, rows.top.new_zeros(*rows.top.shape, len(tip)))
+        return token
 
     def prioritise(self, index: Tensor, priority: Tensor) -> None:
         """Sets the priorities `[B]` (to the power alpha) of the samples at `index` `[B]`; of one drawn twice, the
@@ -115,9 +134,36 @@ class Ring(Owner):
         picked = torch.take_along_dim(table, blocks[..., None], -2)
         rows.sums.scatter_(-1, blocks, picked.sum(-1))
 
+    def _check_stacks(self, frames: Frames, steps: Transition) -> None:
+        """The older frames of an observation are the newer ones of the observation before, or those of a first one."""
+        axis, k, rows = self.axis, frames.count, self.rows
+        obs, following = steps.obs, steps.next_obs
+        ended = steps.terminated | steps.truncated
+        shifted = (following.narrow(axis + 2, 0, k - 1) == obs.narrow(axis + 2, 1, k - 1)).flatten(axis + 2).all(-1)
+        before, begins = following.narrow(axis, 0, obs.shape[axis] - 1), ended.narrow(axis, 0, obs.shape[axis] - 1)
+        given = obs.narrow(axis, 1, obs.shape[axis] - 1)
+        if self.size > 0:
+            n, newest = obs.shape[axis + 1], (self.cursor - 1) % self.whole
+            done, tip = rows.terminated | rows.truncated, self.cursor * n + torch.arange(n, device=obs.device)
+            lanes = zip(self._lanes(rows.obs).unbind(0), self._lanes(done).unbind(0), strict=True)
+            stacks = torch.stack([frames.stack(x.flatten(0, 1), d.flatten(), tip, n) for x, d in lanes])
+            before = torch.cat([(stacks if axis == 1 else stacks[0]).unsqueeze(axis), before], axis)
+            begins, given = torch.cat([done.narrow(axis, newest, 1), begins], axis), obs
+        first = frames.first(given, axis + 2)
+        begins_ = begins.reshape(*begins.shape, *[1] * (obs.dim() - axis - 2))
+        follows = (torch.where(begins_, first, before) == given).flatten(axis + 2).all(-1)
+        for wrong, what in ((~shifted, "a successor"), (~follows, "an observation")):
+            if bool(wrong.any()):
+                where = wrong.nonzero()[0].tolist()
+                raise EnvironmentFault(
+                    f"{what} of environment {where[-1]} is not a stack of frames as Replay(frames={frames!r}) has it: "
+                    "its older frames are not the newer ones of the one before, nor those an episode begins with. "
+                    "Stack as gymnasium.wrappers.FrameStackObservation does, with the same padding, or pass frames=None"
+                )
+
     def _write(self, ring: Tensor, x: Tensor, first: int) -> None:
         length = x.shape[self.axis]
-        before = min(length, self.capacity + 1 - first)
+        before = min(length, self.whole - first)
         ring.narrow(self.axis, first, before).copy_(x.narrow(self.axis, 0, before))
         if before < length:
             ring.narrow(self.axis, 0, length - before).copy_(x.narrow(self.axis, before, length - before))
@@ -133,8 +179,8 @@ class Ring(Owner):
         return [sorted(set(range(places)) - set(lane[lane >= 0].tolist()), reverse=True) for lane in at.unbind(0)]
 
     def _forget(self, first: int, length: int) -> None:
-        at, whole = self._lanes(self.rows.final_at), self.capacity + 1
-        index = torch.arange(first, first + length, device=at.device) % whole
+        at = self._lanes(self.rows.final_at)
+        index = torch.arange(first, first + length, device=at.device) % self.whole
         gone = at.index_select(1, index)
         if bool((gone >= 0).any()):
             for free, lane in zip(self.free, gone.unbind(0), strict=True):
@@ -154,7 +200,7 @@ class Ring(Owner):
         for lane, t, env in ends:
             place = self.free[lane].pop()
             finals[lane, place] = successors[lane, t, env]
-            at[lane, (first + t) % (self.capacity + 1), env] = place
+            at[lane, (first + t) % self.whole, env] = place
 
     def _grow(self, needed: int) -> None:
         old = self.rows.finals
@@ -170,7 +216,7 @@ class Ring(Owner):
 
     def gather(self) -> RingRecord:
         """A copy of what is filled, `finals` in the order of their rows: two rings of one history give one record."""
-        filled = min(self.size, self.capacity) + 1
+        filled = self.size + self.whole - self.capacity
         fields: dict[str, Any] = {}
         for name in ("obs", "action", "reward", "terminated", "truncated", "final_at"):
             x: Tensor = getattr(self.rows, name).narrow(self.axis, 0, filled)
@@ -193,11 +239,10 @@ class Ring(Owner):
         return RingRecord(Rows(**fields), self.cursor, self.size)
 
     @staticmethod
-    def restore(capacity: int, pure: RingRecord) -> "Ring":
+    def restore(capacity: int, pure: RingRecord, frames: Frames | None = None) -> "Ring":
         """A ring of its own from a record."""
         given = pure.rows
         axis = given.reward.dim() - 2
-        filled = given.reward.shape[axis]
 
         def room(x: Tensor, length: int, fill: int = 0) -> Tensor:
             shape = [*x.shape]
@@ -206,20 +251,24 @@ class Ring(Owner):
             out.narrow(axis, 0, x.shape[axis]).copy_(x)
             return out
 
-        whole = capacity + 1
+        length = rows_of(capacity, frames)
         names = ("obs", "action", "reward", "terminated", "truncated")
-        fields: dict[str, Any] = {n: room(getattr(given, n), whole) for n in names}
-        fields["final_at"] = room(given.final_at, whole, -1)
+        fields: dict[str, Any] = {n: room(getattr(given, n), length) for n in names}
+        fields["final_at"] = room(given.final_at, length, -1)
         fields["finals"] = room(given.finals, max(16, given.finals.shape[axis]))
         fields.update(priority=(), sums=(), top=())
         if isinstance(given.priority, Tensor):
-            priority, sums = _blocks(given.reward, axis, whole)
-            length = min(priority.shape[-1], given.priority.shape[-1])
-            priority[..., :length] = given.priority[..., :length]
-            sums[..., : length // _BLOCK] = given.sums[..., : length // _BLOCK]
+            priority, sums = _blocks(given.reward, axis, length)
+            there = min(priority.shape[-1], given.priority.shape[-1])
+            priority[..., :there] = given.priority[..., :there]
+            sums[..., : there // _BLOCK] = given.sums[..., : there // _BLOCK]
             fields.update(priority=priority, sums=sums, top=given.top.clone())
-        assert filled <= whole
-        return Ring(capacity, Rows(**fields), pure.cursor, pure.size)
+        return Ring(capacity, Rows(**fields), pure.cursor, pure.size, frames)
+
+
+def rows_of(capacity: int, frames: Frames | None) -> int:
+    """Rows of a ring: those that can be drawn, the newest successors, and frames before the oldest."""
+    return capacity + 1 + (0 if frames is None else frames.count - 1)
 
 
 def _blocks(reward: Tensor, axis: int, rows: int) -> tuple[Tensor, Tensor]:
