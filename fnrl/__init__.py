@@ -20,7 +20,17 @@ from fnrl.policy import Policy, load_policy
 from fnrl.random import key
 from fnrl.record import host, record, static
 from fnrl.scheme import Scheme, SchemeState
-from fnrl.storages import GAE, Frames, Prioritised, Replay, Returns
+from fnrl.storages import (
+    GAE,
+    EpisodeGoals,
+    FinalGoals,
+    Frames,
+    FutureGoals,
+    Hindsight,
+    Prioritised,
+    Replay,
+    Returns,
+)
 from fnrl.topology import centralised, collect, gradients, synchronous
 
 __version__ = "0.1.0"
@@ -42,11 +52,15 @@ __all__ = [
     "CheckpointError",
     "CompositionError",
     "EnvironmentFault",
+    "EpisodeGoals",
     "EpsilonGreedy",
     "Evaluate",
     "Evaluation",
+    "FinalGoals",
     "Frames",
+    "FutureGoals",
     "Gaussian",
+    "Hindsight",
     "Inline",
     "Learner",
     "Linear",

@@ -19,7 +19,7 @@ from fnrl.errors import CheckpointError
 from fnrl.executor import Inline, Ray
 from fnrl.networks import Module
 from fnrl.scheme import Scheme
-from fnrl.spaces import Box, Discrete, EnvSpec
+from fnrl.spaces import Box, Discrete, EnvSpec, Goal
 from fnrl.topology import Centralised, Collect, Gradients, Synchronous
 
 Activation = Callable[[Tensor], Tensor]
@@ -41,7 +41,7 @@ _ALIASES = (F.tanh, F.relu, F.sigmoid)
 _BY_PRINT = {printed(f): f for f in (*ACTIVATIONS.values(), *_ALIASES)}
 _PLAIN = {
     f"{c.__module__}.{c.__qualname__}": c
-    for c in (Box, Discrete, EnvSpec, Scheme, Inline, Ray, Collect, Gradients, Synchronous, Centralised)
+    for c in (Box, Discrete, EnvSpec, Goal, Scheme, Inline, Ray, Collect, Gradients, Synchronous, Centralised)
 }
 _FLOATS = ("inf", "-inf", "nan")
 

@@ -7,6 +7,7 @@ header says which actor they belong to, as JSON, with the SHA-256 of the tensors
 import dataclasses
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,15 @@ class Policy:
         return memory[0] if n is None else memory
 
     def __call__(self, obs: Any, memory: Array | None = None) -> Any:
-        """The action for one observation `[*O]`, or the actions for a batch `[N, *O]`, as the environment takes them.
+        """The action for one observation `[*O]`, or the actions for a batch `[N, *O]`, as the environment takes them;
+        observations with goals as the environment gives them, or flat.
 
         A recurrent policy takes the memory too (`initial()` at the start of an episode) and returns `(action, memory)`.
         Errors: ValueError for an observation or memory of another shape, NonFiniteError for a NaN or an infinity.
         """
-        space = self.actor.spec.obs
+        space, goal = self.actor.spec.obs, self.actor.spec.goal
+        if goal is not None and isinstance(obs, Mapping):
+            obs = goal.join(obs, self.actor.spec.name)
         seen = torch.from_numpy(_counted(np.array(obs, copy=True), space, self.actor.spec.name)).to(space.stored)
         single = seen.dim() == len(space.shape)
         if single:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -66,12 +67,65 @@ Space = Box | Discrete
 
 
 @dataclasses.dataclass(frozen=True)
+class Goal:
+    """How the flat observation `[O]` of a goal environment is laid out: `obs` numbers of observation, `goal` of the
+    goal that was achieved, and `goal` of the one desired.
+    """
+
+    obs: int
+    goal: int
+
+    NAMES: ClassVar[tuple[str, ...]] = ("observation", "achieved_goal", "desired_goal")
+
+    def achieved(self, obs: Tensor) -> Tensor:
+        """`[..., G]` of observations `[..., O]`."""
+        return obs[..., self.obs : self.obs + self.goal]
+
+    def desired(self, obs: Tensor) -> Tensor:
+        """`[..., G]` of observations `[..., O]`."""
+        return obs[..., self.obs + self.goal :]
+
+    def with_desired(self, obs: Tensor, goal: Tensor) -> Tensor:
+        """Observations `[..., O]` that say the goal `[..., G]`."""
+        return torch.cat([obs[..., : self.obs + self.goal], goal], -1)
+
+    def join(self, obs: Any, name: str) -> np.ndarray[Any, Any]:
+        """One array of the three of gymnasium's Dict. Errors: ValueError for anything else."""
+        sizes = dict(zip(self.NAMES, (self.obs, self.goal, self.goal), strict=True))
+        found = {n: np.asarray(x) for n, x in obs.items()} if isinstance(obs, Mapping) else obs
+        if not isinstance(found, dict) or {n: x.shape[-1:] for n, x in found.items()} != {
+            n: (size,) for n, size in sizes.items()
+        }:
+            got = {n: list(x.shape) for n, x in found.items()} if isinstance(found, dict) else type(obs).__name__
+            raise ValueError(f"an observation of {name} is a dict of {sizes} numbers, got {got}")
+        return np.concatenate([found[n] for n in self.NAMES], -1)
+
+
+@dataclasses.dataclass(frozen=True)
 class EnvSpec:
-    """What the other parts need to know of an environment."""
+    """What the other parts need to know of an environment; `goal` where its observations hold goals."""
 
     name: str
     obs: Space
     action: Space
+    goal: Goal | None = None
+
+
+def with_goals(space: Any, what: str) -> tuple[Box, Goal] | None:
+    """The flat space of a gymnasium Dict of `observation, achieved_goal, desired_goal`, and its layout; None for any
+    other space.
+
+    Errors: CompositionError where one of them is not a vector of floats, or the two goals differ in size.
+    """
+    if type(space).__name__ != "Dict" or set(space.spaces) != set(Goal.NAMES):
+        return None
+    parts = [from_gymnasium(space[n], f"{n} in {what}") for n in Goal.NAMES]
+    vectors = [p for p in parts if isinstance(p, Box) and len(p.shape) == 1 and p.dtype.startswith("float")]
+    if len(vectors) < len(parts) or vectors[1].shape != vectors[2].shape:
+        raise CompositionError(f"{what} has goals, so it takes three vectors of floats, two of one size; it is {space}")
+    low, high = (np.concatenate([getattr(space[n], end) for n in Goal.NAMES]) for end in ("low", "high"))
+    flat = Box(low.shape, _ends(low), _ends(high), str(low.dtype))
+    return flat, Goal(vectors[0].size, vectors[1].size)
 
 
 def from_gymnasium(space: Any, what: str) -> Space:
@@ -84,7 +138,8 @@ def from_gymnasium(space: Any, what: str) -> Space:
         return Discrete(int(space.n), int(space.start))
     if kind != "Box":
         raise CompositionError(
-            f"{what} is a {kind} space ({space}); fnrl takes Box and Discrete: flatten it with a wrapper"
+            f"{what} is a {kind} space ({space}); fnrl takes Box, Discrete, and a Dict of {', '.join(Goal.NAMES)}: "
+            "flatten it with a wrapper"
         )
     if math.prod(space.shape) == 0:
         raise CompositionError(f"{what} is an empty Box of shape {space.shape}")

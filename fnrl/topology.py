@@ -163,7 +163,7 @@ class Gradients:
     def check(self, parts: Parts) -> None:
         """The plan must divide a rollout."""
         self.child.check(parts)
-        parts.storage.check(parts.algo.plan, parts.actor, self.envs(parts))
+        parts.storage.check(parts.algo.plan, parts.actor, self.envs(parts), parts.env)
 
     def init(self, run: Run, key: Tensor) -> GradientsState:
         """Nothing stored."""
@@ -204,7 +204,7 @@ class Gradients:
         begin = time.perf_counter()
         keys = run.lift(random.split)(_fold(run, state.key, state.plans))
         facts = parts.actor, weights, parts.algo.plan, self.envs(parts)
-        storage, data, index = parts.storage.batches(run.lift, storage, *facts, keys.select(-2, 0))
+        storage, data, index = parts.storage.batches(run.lift, storage, *facts, keys.select(-2, 0), parts.env)
         noise = run.lift(parts.algo.noise)(parts.actor, keys.select(-2, 1), *index.shape[-2:])
         batches = Batches(data, index, noise)
         info = merge_infos(infos)

@@ -35,6 +35,9 @@ class Environment(Protocol):
     `pure` ones are functions of tensors: `noise` is drawn for a whole rollout `[T, ...]`, and `step` takes one slice.
     Hosted ones keep a token in their state and take `()` for noise; `gather` and `restore` turn it into pure records
     and back, `close` releases the simulators.
+
+    An environment whose spec has a `goal` may offer `judge(achieved [..., G], desired [..., G]) -> reward, terminated
+    [...]`, a function of the two alone, with `()` where termination does not depend on them: hindsight asks it.
     """
 
     @property

@@ -21,6 +21,7 @@ from torch import Tensor
 from fnrl import random
 from fnrl.component import component, option, setting
 from fnrl.envs.base import Step
+from fnrl.envs.goals import Judge
 from fnrl.envs.simulator import Array, Make, open_environment, probe
 from fnrl.envs.vectors import InProcess, SimulatorError, Slots, Subprocesses, first_non_finite
 from fnrl.errors import CheckpointError, CompositionError, EnvironmentFault, NonFiniteError
@@ -293,6 +294,20 @@ class GymVector:
     def close(self, state: HostedState) -> None:
         """Closes the simulators; safe to call twice."""
         state.token.owner.close()
+
+    def judge(self, achieved: Tensor, desired: Tensor) -> tuple[Tensor, Tensor | tuple[()]]:
+        """Rewards and terminations `[...]` of goals achieved `[..., G]` where others were desired, as the simulator's
+        `compute_reward` and `compute_terminated` say; `()` without the latter.
+
+        Errors: CompositionError without `compute_reward`; EnvironmentFault for one that does not say what `step` says.
+        """
+        return _judge(self)(achieved, desired)
+
+
+@functools.lru_cache(maxsize=16)
+def _judge(env: GymVector) -> Judge:
+    """Opened once a process: it holds nothing that a run depends on."""
+    return Judge(env.make, env.spec)
 
 
 def gym(

@@ -16,12 +16,13 @@ import numpy as np
 from torch import Tensor
 
 from fnrl.errors import CompositionError, EnvironmentFault
-from fnrl.spaces import Box, Discrete, EnvSpec, from_gymnasium
+from fnrl.spaces import Box, Discrete, EnvSpec, from_gymnasium, with_goals
 
 Array = np.ndarray[Any, Any]
 Make = Callable[[], Any]
 
 _TRIAL = 16  # steps of an episode of a probe
+_ELSEWHERE = (("bullet", "pybullet_envs_gymnasium", "pybullet"), ("panda", "panda_gym", "panda"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +55,13 @@ def _require_registered(name: str) -> None:
     try:
         gymnasium.spec(name)
     except gymnasium.error.Error as e:
-        if "bullet" in name.lower():
+        for word, module, extra in _ELSEWHERE:
+            if word not in name.lower():
+                continue
             try:
-                importlib.import_module("pybullet_envs_gymnasium")
+                importlib.import_module(module)
             except ImportError as missing:
-                raise CompositionError(f'{name} needs PyBullet ({missing}): pip install "fnrl[pybullet]"') from missing
+                raise CompositionError(f'{name} needs PyBullet ({missing}): pip install "fnrl[{extra}]"') from missing
         if name not in gymnasium.registry:
             close = difflib.get_close_matches(name, gymnasium.registry, n=4, cutoff=0.5)
             hint = f"; did you mean {', '.join(close)}?" if close else ", and no registered name is near it"
@@ -69,8 +72,10 @@ def spec_of(env: Any, name: str) -> EnvSpec:
     """The spec of an open environment. Errors: CompositionError for anything else, and for spaces that don't fit."""
     if not isinstance(env, gymnasium.Env):
         raise CompositionError(f"{name} made a {type(env).__module__}.{type(env).__name__}, expected a gymnasium.Env")
-    obs = from_gymnasium(env.observation_space, f"the observation of {name}")
-    return EnvSpec(name, obs, from_gymnasium(env.action_space, f"the action of {name}"))
+    what = f"the observation of {name}"
+    action = from_gymnasium(env.action_space, f"the action of {name}")
+    obs, goal = with_goals(env.observation_space, what) or (from_gymnasium(env.observation_space, what), None)
+    return EnvSpec(name, obs, action, goal)
 
 
 def probe(make: Make, name: str, exact: bool) -> EnvSpec:
@@ -195,7 +200,13 @@ class Simulator(gymnasium.Env[Any, Any]):
                 warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     def _checked(self, obs: Any) -> Any:
-        space, found = self.declared.obs, np.asarray(obs)
+        space, goal = self.declared.obs, self.declared.goal
+        if goal is not None:
+            try:
+                obs = goal.join(obs, self.declared.name)
+            except ValueError as e:
+                raise EnvironmentFault(str(e)) from e
+        found = np.asarray(obs)
         if isinstance(space, Box):
             if found.dtype == self.dtype and found.shape == self.shape:
                 return found

@@ -16,7 +16,8 @@ from fnrl.errors import CheckpointError, CompositionError
 from fnrl.record import host, record
 from fnrl.spaces import Space
 from fnrl.storages.frames import Frames
-from fnrl.storages.ring import Ring, RingRecord, Rows, by_priority, rows_of
+from fnrl.storages.hindsight import Hindsight, Relabelled
+from fnrl.storages.ring import Ring, RingRecord, Rows, by_priority, rows_of, successors
 from fnrl.token import Token
 from fnrl.types import OffPolicyBatch, Rollout, Sampling, Tree, Weights
 
@@ -78,8 +79,9 @@ class Replay:
     n_step: int = setting(default=1, help="steps of a return before it bootstraps")
     prioritised: Prioritised | None = option(default=None, help="draw by error; None for uniformly")
     frames: Frames | None = option(default=None, help="keep one frame of each stack; None keeps observations whole")
+    hindsight: Hindsight | None = option(default=None, help="learn from goals that were reached, too")
 
-    def check(self, plan: Any, actor: OffPolicyActorCritic, envs: int) -> None:
+    def check(self, plan: Any, actor: OffPolicyActorCritic, envs: int, env: Any = None) -> None:
         """Refuses sizes that don't fit each other, or the machine's memory (CompositionError)."""
         if not isinstance(plan, Sampling):
             raise CompositionError(f"Replay needs an algorithm whose plan is a Sampling, such as SAC; it is {plan}")
@@ -96,6 +98,10 @@ class Replay:
             )
         if self.frames is not None:
             self.frames.check(actor.spec.obs)
+        if self.hindsight is not None:
+            self.hindsight.check(actor.spec, env)
+            if self.frames is not None:
+                raise CompositionError(f"Replay takes {self.frames!r} or {self.hindsight!r}, not both")
         need, have = self._bytes(actor, envs), _memory()
         if need > have:
             raise CompositionError(
@@ -112,7 +118,7 @@ class Replay:
         steps = rollout.steps
         if isinstance(state.token, tuple):
             envs = steps.reward.shape[-1]
-            ring = Ring.empty(self._rows(envs), steps, self.prioritised is not None, self.frames)
+            ring = self._followed(Ring.empty(self._rows(envs), steps, self.prioritised is not None, self.frames))
         else:
             ring = state.token.take()
         token = ring.append(steps)
@@ -135,6 +141,7 @@ class Replay:
         plan: Sampling,
         envs: int,
         key: Tensor,
+        env: Any = None,
     ) -> tuple[ReplayState, Samples, Tensor]:
         """The storage, the samples of all updates earned, and the rows of each batch `[K, B]`."""
         assert isinstance(state.token, Token)
@@ -142,7 +149,10 @@ class Replay:
         updates = self._earned(state, plan, envs)
         where = ring.start, ring.size
         index, weight = lift(self.draw)(ring.rows, weights.hyper, key, updates, plan.batch, *where)
-        batch = lift(self.sample)(ring.rows, weights, index, weight, *where)
+        given: Relabelled | tuple[()] = ()
+        if self.hindsight is not None:
+            given = self.hindsight.relabel(lift, env, ring, key, index, self.n_step)
+        batch = lift(self.sample)(ring.rows, weights, index, weight, *where, given)
         rows = torch.arange(updates * plan.batch, device=index.device).reshape(updates, plan.batch)
         rows = rows.expand(*index.shape[:-1], *rows.shape)
         return dataclasses.replace(state, updates=state.updates + updates), Samples(batch, index), rows
@@ -161,39 +171,57 @@ class Replay:
         return place.flatten(), (weight / weight.amax(-1, keepdim=True)).flatten()
 
     def sample(
-        self, ring: Rows, weights: Weights, index: Tensor, weight: Tensor, start: int, size: int
+        self,
+        ring: Rows,
+        weights: Weights,
+        index: Tensor,
+        weight: Tensor,
+        start: int,
+        size: int,
+        given: Relabelled | tuple[()] = (),
     ) -> OffPolicyBatch:
-        """The transitions at some places `[B]`, observations normalised."""
+        """The transitions at some places `[B]`, with other goals where they are `given`; observations normalised."""
         whole, n = ring.reward.shape
         gamma = weights.hyper["gamma"]
         row, env = index // n, index % n
-        flat = {name: getattr(ring, name).flatten(0, 1) for name in ("reward", "terminated", "truncated", "final_at")}
-        last, reward = index, flat["reward"][index]
+        flat = {name: getattr(ring, name).flatten(0, 1) for name in ("reward", "terminated", "truncated")}
+
+        def earned(k: int, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """Reward and termination of the k-th step, and whether it was the last of its episode."""
+            reward, terminated = flat["reward"][place], flat["terminated"][place]
+            done = terminated | flat["truncated"][place]
+            if isinstance(given, Relabelled):
+                reward, terminated = given.earned(k, reward, terminated)
+            return reward, terminated, done | terminated
+
+        last, (reward, terminated, done) = index, earned(0, index)
         discount = torch.full_like(reward, 1.0) * gamma
-        age, alive = (row - start) % whole, ~(flat["terminated"][index] | flat["truncated"][index])
+        age, alive = (row - start) % whole, ~done
         for k in range(1, self.n_step):
             alive = alive & (age + k < size)
             place = (row + k) % whole * n + env
-            reward = torch.where(alive, reward + discount * flat["reward"][place], reward)
+            more, ends, done = earned(k, place)
+            reward = torch.where(alive, reward + discount * more, reward)
             discount = torch.where(alive, discount * gamma, discount)
-            last = torch.where(alive, place, last)
-            alive = alive & ~(flat["terminated"][place] | flat["truncated"][place])
-        rows = ring.obs.flatten(0, 1)
-        following = rows[(last // n + 1) % whole * n + env]
-        at = flat["final_at"][last].long()
-        ended = (at >= 0).reshape(-1, *[1] * (rows.dim() - 1))
-        next_obs = torch.where(ended, ring.finals[at.clamp(min=0)], following)
-        if self.frames is None:
-            obs = rows[index]
-        else:
-            done = flat["terminated"] | flat["truncated"]
-            obs = self.frames.stack(rows, done, index, n)
-            newest = obs if self.n_step == 1 else self.frames.stack(rows, done, last, n)
-            next_obs = torch.cat([newest[:, 1:], next_obs[:, None]], 1)
-        discount = torch.where(flat["terminated"][last], 0.0, discount)
+            last, terminated = torch.where(alive, place, last), torch.where(alive, ends, terminated)
+            alive = alive & ~done
+        discount = torch.where(terminated, 0.0, discount)
+        obs, next_obs = self._seen(ring, index, last)
+        if isinstance(given, Relabelled):
+            obs, next_obs = given.obs(obs), given.obs(next_obs)
         normalise = (lambda x: x) if isinstance(weights.normaliser, tuple) else weights.normaliser
         action = ring.action.flatten(0, 1)[index]
         return OffPolicyBatch(normalise(obs), action, reward, normalise(next_obs), discount, weight)
+
+    def _seen(self, ring: Rows, index: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """The observations `[B, ...]` acted on at some places, and those that followed others."""
+        rows, next_obs = ring.obs.flatten(0, 1), successors(ring, last)
+        if self.frames is None:
+            return rows[index], next_obs
+        n, done = ring.reward.shape[1], (ring.terminated | ring.truncated).flatten()
+        obs = self.frames.stack(rows, done, index, n)
+        newest = obs if self.n_step == 1 else self.frames.stack(rows, done, last, n)
+        return obs, torch.cat([newest[:, 1:], next_obs[:, None]], 1)
 
     def take(self, data: Samples, rows: Tensor) -> OffPolicyBatch:
         """The batch of some rows `[B]`."""
@@ -231,7 +259,12 @@ class Replay:
             raise CheckpointError(
                 f"a ring of {ring.size} rows, {filled} with those around, is not that of Replay({of})"
             )
-        return ReplayState(Ring.restore(rows, ring, self.frames).token(), pure.collected, pure.updates)
+        return ReplayState(self._followed(Ring.restore(rows, ring, self.frames)).token(), pure.collected, pure.updates)
+
+    def _followed(self, ring: Ring) -> Ring:
+        if self.hindsight is not None:
+            ring.mark_episodes()
+        return ring
 
     # -- sizes ----------------------------------------------------------------------------------------------------
 
@@ -254,6 +287,7 @@ class Replay:
         spec = actor.spec
         obs = size(spec.obs) // (1 if self.frames is None else self.frames.count)
         each = obs + size(spec.action) + 4 + 1 + 1 + 4 + (0 if self.prioritised is None else 4)
+        each += 0 if self.hindsight is None else 8
         return rows_of(self._rows(envs), self.frames) * envs * each
 
 

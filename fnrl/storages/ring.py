@@ -16,6 +16,7 @@ from torch import Tensor
 from fnrl.errors import EnvironmentFault
 from fnrl.record import host, record
 from fnrl.storages.frames import Frames
+from fnrl.storages.spans import Spans
 from fnrl.token import Owner, Token
 from fnrl.types import Transition
 
@@ -54,6 +55,7 @@ class Ring(Owner):
         self.capacity, self.rows, self.cursor, self.size, self.frames = capacity, rows, cursor, size, frames
         self.axis, self.whole = rows.reward.dim() - 2, rows_of(capacity, frames)
         self.free = self._unused()
+        self.spans: Spans | None = None
 
     @staticmethod
     def empty(capacity: int, steps: Transition, prioritised: bool, frames: Frames | None = None) -> "Ring":
@@ -104,8 +106,10 @@ class Ring(Owner):
             self._write(getattr(rows, name), getattr(steps, name), first)
         self.cursor = (first + length) % whole
         self._write(rows.obs, steps.next_obs.narrow(self.axis, length - 1, 1), self.cursor)
-        self.size = min(self.size + length, self.capacity)
+        before, self.size = self.size, min(self.size + length, self.capacity)
         self._keep_finals(steps, first)
+        if self.spans is not None:
+            self.spans.follow(steps.terminated | steps.truncated, first, before)
         if isinstance(rows.priority, Tensor):
             n = steps.reward.shape[-1]
             index = (first + torch.arange(length, device=rows.priority.device)) % whole
@@ -212,6 +216,10 @@ class Ring(Owner):
         self.rows = Rows(**{**fields, "finals": torch.cat([old, old.new_zeros(shape)], self.axis)})
         self.free = [[*range(places + more - 1, places - 1, -1), *free] for free in self.free]
 
+    def mark_episodes(self) -> None:
+        """Keeps `spans` from now on: of the rows there are, and of those to come."""
+        self.spans = Spans.of(self.rows.terminated | self.rows.truncated, self.start, self.size)
+
     # -- to and from records --------------------------------------------------------------------------------------
 
     def gather(self) -> RingRecord:
@@ -276,6 +284,16 @@ def _blocks(reward: Tensor, axis: int, rows: int) -> tuple[Tensor, Tensor]:
     blocks = math.ceil(rows * reward.shape[-1] / _BLOCK)
     zeros = reward.new_zeros(*reward.shape[:axis], blocks * _BLOCK)
     return zeros, zeros.new_zeros(*reward.shape[:axis], blocks)
+
+
+def successors(rows: Rows, place: Tensor) -> Tensor:
+    """The observations `[B, ...]` that truly followed the steps at some places `[B]` (row x N + environment)."""
+    whole, n = rows.reward.shape
+    obs = rows.obs.flatten(0, 1)
+    following = obs[(place // n + 1) % whole * n + place % n]
+    at = rows.final_at.flatten()[place].long()
+    ended = (at >= 0).reshape(-1, *[1] * (obs.dim() - 1))
+    return torch.where(ended, rows.finals[at.clamp(min=0)], following)
 
 
 def by_priority(priority: Tensor, sums: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

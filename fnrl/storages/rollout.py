@@ -50,7 +50,7 @@ class RolloutStorage:
         """`advantage, target [T, N]`; logp is the stored actions' under the present weights."""
         raise TypeError(f"{type(self).__name__} must define estimate")
 
-    def check(self, plan: Plan, actor: OnPolicyActorCritic, envs: int) -> None:
+    def check(self, plan: Plan, actor: OnPolicyActorCritic, envs: int, env: Any = None) -> None:
         """Refuses a plan that doesn't divide what a rollout of `envs` environments gives (CompositionError)."""
         recurrent = actor.recurrent is not None
         total = envs if recurrent else self.steps * envs
@@ -91,6 +91,7 @@ class RolloutStorage:
         plan: Plan,
         envs: int,
         key: Tensor,
+        env: Any = None,
     ) -> tuple[RolloutState, OnPolicyBatch, Tensor]:
         """The storage without its rollout, the rollout's samples, and the rows of each minibatch `[K, B]`."""
         return (
