@@ -17,7 +17,7 @@ def main(updates: int = 33) -> list[str]:
     parts = fnrl.Parts(env, fnrl.OnPolicyActorCritic(env.spec), fnrl.PPO(), fnrl.GAE(steps=64))
     topology = fnrl.centralised(fnrl.synchronous(fnrl.gradients(fnrl.collect), workers=2))
     gathered = []
-    for executor in (fnrl.Inline(), fnrl.Ray(num_cpus=0.5)):
+    for executor in (fnrl.Inline(), fnrl.Ray(gradients=fnrl.Resources(cpus=0.5))):
         scheme = fnrl.Scheme(parts, topology, executor=executor)
         state, _ = scheme.step(scheme.init(fnrl.key(0)), updates=updates)
         gathered.append(scheme.gather(state))

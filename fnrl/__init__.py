@@ -9,9 +9,16 @@ from fnrl import envs, random
 from fnrl.actors import EpsilonGreedy, Gaussian, OffPolicyActorCritic, OnPolicyActorCritic, OrnsteinUhlenbeck
 from fnrl.algos import A2C, DDPG, DQN, PPO, SAC, TD3, Algorithm
 from fnrl.component import Linear, component, hyper, option, setting
-from fnrl.errors import CheckpointError, CompositionError, EnvironmentFault, NonFiniteError, StaleStateError
+from fnrl.errors import (
+    CheckpointError,
+    CompositionError,
+    EnvironmentFault,
+    ExecutorError,
+    NonFiniteError,
+    StaleStateError,
+)
 from fnrl.evaluate import Evaluation, evaluate
-from fnrl.executor import Inline, Ray
+from fnrl.executor import Inline, Ray, Resources
 from fnrl.learner import Evaluate, Learner
 from fnrl.networks import CNN, GRU, MLP, module
 from fnrl.optim import SGD, Adam, RMSProp
@@ -56,6 +63,7 @@ __all__ = [
     "EpsilonGreedy",
     "Evaluate",
     "Evaluation",
+    "ExecutorError",
     "FinalGoals",
     "Frames",
     "FutureGoals",
@@ -75,6 +83,7 @@ __all__ = [
     "RMSProp",
     "Ray",
     "Replay",
+    "Resources",
     "Returns",
     "ScaleReward",
     "Scheme",

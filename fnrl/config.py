@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fnrl.component import COMPONENTS, printed
 from fnrl.envs import GymVector
 from fnrl.errors import CheckpointError
-from fnrl.executor import Inline, Ray
+from fnrl.executor import Inline, Ray, Resources
 from fnrl.networks import Module
 from fnrl.scheme import Scheme
 from fnrl.spaces import Box, Discrete, EnvSpec, Goal
@@ -41,7 +41,20 @@ _ALIASES = (F.tanh, F.relu, F.sigmoid)
 _BY_PRINT = {printed(f): f for f in (*ACTIVATIONS.values(), *_ALIASES)}
 _PLAIN = {
     f"{c.__module__}.{c.__qualname__}": c
-    for c in (Box, Discrete, EnvSpec, Goal, Scheme, Inline, Ray, Collect, Gradients, Synchronous, Centralised)
+    for c in (
+        Box,
+        Discrete,
+        EnvSpec,
+        Goal,
+        Scheme,
+        Inline,
+        Ray,
+        Resources,
+        Collect,
+        Gradients,
+        Synchronous,
+        Centralised,
+    )
 }
 _FLOATS = ("inf", "-inf", "nan")
 

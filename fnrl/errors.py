@@ -10,11 +10,20 @@ class NonFiniteError(ArithmeticError):
 
 
 class EnvironmentFault(RuntimeError):
-    """An environment raised, hung, died, or broke its own declaration (shape, dtype, seed)."""
+    """An environment raised, hung, died, or broke its own declaration (shape, dtype, seed).
+
+    `lost` says that a simulator's process died or hung: another one may not.
+    """
+
+    lost: bool = False
 
 
 class StaleStateError(RuntimeError):
     """A state was stepped after a later one had been made from it, and its owner can't go back."""
+
+
+class ExecutorError(RuntimeError):
+    """A cluster that can't be used, or a worker that failed again and again: which, how often, and its cause."""
 
 
 class CheckpointError(RuntimeError):

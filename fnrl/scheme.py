@@ -83,7 +83,9 @@ class Scheme:
         if key.dim() not in (1, 2) or key.shape[-1] != 2:
             raise ValueError(f"init takes a key [2] or keys [S, 2] (fnrl.key(seed)), got {list(key.shape)}")
         lanes = None if key.dim() == 1 else key.shape[0]
-        return SchemeState(self.topology.init(self._run(lanes), key.to(self.device)), lanes)
+        run = self._run(lanes)
+        with self.executor.opening(run, self.topology):
+            return SchemeState(self.topology.init(run, key.to(self.device)), lanes)
 
     def step(self, state: SchemeState, updates: int = 1) -> tuple[SchemeState, Info]:
         """`updates` updates; the metrics are their means. Nothing of `state` changes."""
@@ -103,7 +105,9 @@ class Scheme:
 
     def restore(self, pure: SchemeState) -> SchemeState:
         """A state that can be stepped, from a gathered one."""
-        return SchemeState(self.topology.restore(self._run(pure.lanes), pure.node), pure.lanes)
+        run = self._run(pure.lanes)
+        with self.executor.opening(run, self.topology):
+            return SchemeState(self.topology.restore(run, pure.node), pure.lanes)
 
     def fork(self, state: SchemeState) -> SchemeState:
         """A copy that can be stepped apart from `state`."""

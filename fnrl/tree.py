@@ -16,6 +16,8 @@ from fnrl.record import HOST_ONLY, is_record
 
 T = TypeVar("T")
 
+_LARGE = 2**16  # bytes from which an array is worth sharing
+
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
@@ -183,12 +185,17 @@ def to_numpy(tree: T) -> T:
     return map(lambda x: x.detach().cpu().numpy() if isinstance(x, Tensor) else x, tree)
 
 
-def to_torch(tree: T, device: Any = None) -> T:
-    """Arrays as tensors of their own memory: read-only arrays are copied, so that nothing shared can be written."""
+def to_torch(tree: T, device: Any = None, share: bool = False) -> T:
+    """Arrays as tensors of their own memory: read-only arrays are copied, so that nothing shared can be written.
+
+    With `share` large arrays are not copied (but for those that begin elsewhere than torch's own memory does, at a
+    multiple of 64 bytes: the last bit of a product may depend on it). Such a tensor must not be written to.
+    """
 
     def tensor(x: Any) -> Tensor:
         if not isinstance(x, Tensor):
-            x = torch.from_numpy(np.array(x))
+            held = share and x.nbytes >= _LARGE and x.flags.c_contiguous and x.ctypes.data % 64 == 0
+            x = torch.from_numpy(x if held else np.array(x))
         return x.to(device) if device is not None else x
 
     return map(tensor, tree)

@@ -110,7 +110,7 @@ def test_normalising_what_has_no_mean():
             r"applies updates.*got gradients\(collect\), which produces upd",
         ),
         (lambda: fnrl.Scheme(parts(), "a3c"), r"a scheme's topology applies updates.*got 'a3c'"),
-        (lambda: fnrl.Ray(num_cpus=-1), r"num_cpus = -1"),
+        (lambda: fnrl.Ray(collect=fnrl.Resources(cpus=-1)), r"cpus = -1"),
     ],
 )
 def test_nodes_that_do_not_fit(compose, message):

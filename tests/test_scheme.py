@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_applied():
 
 
 def test_ray_cells_give_the_bits_of_one_process():
-    executor = fnrl.Ray(num_cpus=0.25)
+    executor = fnrl.Ray(collect=fnrl.Resources(cpus=0.25), gradients=fnrl.Resources(cpus=0.25))
     for topology in (centralised(gradients(synchronous(collect, 2))), centralised(synchronous(gradients(collect), 2))):
         here, there = fnrl.Scheme(parts(), topology), fnrl.Scheme(parts(), topology, executor=executor)
         a, b = run(here, here.init(fnrl.key(7)), 13), run(there, there.init(fnrl.key(7)), 13)

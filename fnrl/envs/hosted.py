@@ -215,7 +215,9 @@ class _Closing:
             self.owner.close()
         if isinstance(error, SimulatorError):
             i, fault = min(error.faults.items())
-            raise EnvironmentFault(f"{self.owner._where(i, self.starting)}: {fault.what}") from fault.error
+            told = EnvironmentFault(f"{self.owner._where(i, self.starting)}: {fault.what}")
+            told.lost = fault.lost
+            raise told from fault.error
 
 
 def _shut(vector: InProcess | Subprocesses, owner: int) -> None:

@@ -27,10 +27,11 @@ _ELSEWHERE = (("bullet", "pybullet_envs_gymnasium", "pybullet"), ("panda", "pand
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """What went wrong in a simulator; `error` is what it raised, if it did."""
+    """What went wrong in a simulator; `error` is what it raised, if it did; `lost` is that its process died or hung."""
 
     what: str
     error: Exception | None = None
+    lost: bool = False
 
 
 # -- opening --------------------------------------------------------------------------------------------------------

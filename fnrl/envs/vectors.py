@@ -158,18 +158,20 @@ class Subprocesses:
             yield
         except (EOFError, OSError, WorkerTimeout) as e:
             self.grace = _GRACE
-            raise SimulatorError(self._lost(e) or {0: Fault(f"the pipe to its process broke: {e!r}", e)}) from e
+            raise SimulatorError(
+                self._lost(e) or {0: Fault(f"the pipe to its process broke: {e!r}", e, lost=True)}
+            ) from e
 
     def _lost(self, error: Exception) -> dict[int, Fault]:
         workers = self.vector.processes
         if isinstance(error, WorkerTimeout):
             late = [i for i, pipe in enumerate(self.vector.parent_pipes) if not pipe.poll(0)]
-            return {i: Fault(f"its process gave no answer within {self.deadline:g} s", error) for i in late}
+            return {i: Fault(f"its process gave no answer within {self.deadline:g} s", error, True) for i in late}
         gone = connection.wait([w.sentinel for w in workers], timeout=_GRACE)
         dead = {i: w for i, w in enumerate(workers) if w.sentinel in gone}
         for worker in dead.values():
             worker.join(_GRACE)  # its pipes close a moment before it can be waited for
-        return {i: Fault(f"its process died (exit code {w.exitcode})", error) for i, w in dead.items()}
+        return {i: Fault(f"its process died (exit code {w.exitcode})", error, True) for i, w in dead.items()}
 
     def close(self) -> None:
         """Asks every worker to close, and kills those that don't within the deadline (1 s once one hung or died)."""

@@ -2,6 +2,6 @@
 
 from fnrl.executor.base import Executor
 from fnrl.executor.inline import Inline
-from fnrl.executor.ray import Ray
+from fnrl.executor.ray import Ray, Resources
 
-__all__ = ["Executor", "Inline", "Ray"]
+__all__ = ["Executor", "Inline", "Ray", "Resources"]

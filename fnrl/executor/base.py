@@ -1,5 +1,6 @@
 """The few functions a topology asks of an executor."""
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -9,6 +10,12 @@ from fnrl.lift import Run
 
 class Executor(Protocol):
     """Holds the replicas of a node; `node` has `init`, `step`, `gather` and `restore`."""
+
+    def opening(self, run: Run, node: Any) -> AbstractContextManager[None]:
+        """Around the `init` or `restore` of a whole scheme: refuses at the beginning what there is no room for, and has
+        every replica ready at the end.
+        """
+        ...
 
     def init(self, run: Run, node: Any, key: Tensor) -> Any:
         """The state of a fresh replica: pure, or a token for one that lives elsewhere."""

@@ -1,5 +1,6 @@
 """Replicas in this process, one after another: a replica's state is the node's own."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -11,6 +12,10 @@ from fnrl.lift import Run
 @dataclasses.dataclass(frozen=True)
 class Inline:
     """The executor of one process."""
+
+    def opening(self, run: Run, node: Any) -> contextlib.AbstractContextManager[None]:
+        """Nothing to wait for."""
+        return contextlib.nullcontext()
 
     def init(self, run: Run, node: Any, key: Tensor) -> Any:
         """The node's own fresh state."""

@@ -1,0 +1,61 @@
+"""The one actor class: a process that holds one node's state and moves it when asked."""
+
+import os
+import time
+import warnings
+from typing import Any
+
+import torch
+
+from fnrl import tree
+from fnrl.executor.ray.wire import size_of, unpacked
+
+
+class Cell:
+    """A node, its state, and the run it stands in. Arrays come and go as numpy."""
+
+    def __init__(self) -> None:
+        self.run: Any = None
+        self.node: Any = None
+        self.state: Any = None
+        self.worked, self.calls = 0.0, 0  # since the last snapshot
+
+    def hello(self) -> int:
+        """The process, once there is one."""
+        return os.getpid()
+
+    def begin(self, threads: int, shipped: bytes, how: str, what: Any) -> None:
+        """A fresh state from a key (`how` is init), or one that continues from pure records (restore)."""
+        torch.set_num_threads(threads)
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # weights are shared
+        self.run, self.node = unpacked(shipped)
+        with self.run.executor.opening(self.run, self.node):
+            self.state = getattr(self.node, how)(self.run, tree.to_torch(what, self.run.device))
+
+    def step(self, weights: Any) -> Any:
+        """One step; the state moves only if it succeeds."""
+        begin = time.perf_counter()
+        given = tree.to_torch(unpacked(weights), self.run.device, share=True)
+        self.state, product, info = self.node.step(self.run, self.state, given)
+        self.worked, self.calls = self.worked + time.perf_counter() - begin, self.calls + 1
+        return tree.to_numpy((product, info))
+
+    def again(self, weights: Any) -> None:
+        """A step whose product is known already."""
+        self.step(weights)
+
+    def gather(self) -> Any:
+        """The state as pure records."""
+        return tree.to_numpy(self.node.gather(self.run, self.state))
+
+    def snapshot(self) -> tuple[Any, float, float]:
+        """The state as pure records; what it cost, in seconds; and what a call has cost since the last one."""
+        begin = time.perf_counter()
+        pure = self.gather()
+        each, self.worked, self.calls = self.worked / max(self.calls, 1), 0.0, 0
+        return pure, time.perf_counter() - begin + size_of(pure) / 1e9, each  # it travels at about 1 GB a second
+
+    def finish(self) -> None:
+        """Closes simulators and cells below."""
+        if self.state is not None:
+            self.node.close(self.run, self.state)

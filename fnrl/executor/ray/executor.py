@@ -1,0 +1,150 @@
+"""The executor of a Ray cluster: replicas in cells, one process each, that give the bits of one process.
+
+Results are taken in worker order, and a cell that is lost is replaced and brought to where it was, so neither who
+finishes first nor who dies changes anything.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from fnrl import tree
+from fnrl.errors import CompositionError
+from fnrl.executor.ray.cluster import connect
+from fnrl.executor.ray.owner import CellOwner, Terms
+from fnrl.executor.ray.resources import Resources, cells, kind_of, refuse_more_than
+from fnrl.executor.ray.wire import shipped
+from fnrl.lift import Run
+from fnrl.record import host, record
+from fnrl.token import Token
+
+
+@record
+class CellState:
+    """A replica that lives in a cell."""
+
+    token: Token = host()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ray:
+    """Replicas in a Ray cluster: a local one, started when it is first needed and ended with its last cell, or the one
+    at `address` (`"auto"` finds one on this machine).
+
+    A replica that makes rollouts reserves `collect`, one that makes updates `gradients`. A cell has `patience` seconds
+    to start and `deadline` for a call (more if it has cells below; its first call has none if it compiles). One that
+    dies or hangs is replaced and makes its calls since the last snapshot again: there is one every `snapshot_every`
+    calls, or as many more as keep its cost below a twentieth. More than `retries` faults in a row end the run.
+    `object_store` is the size of a local cluster's, in bytes.
+
+    Errors: CompositionError for what the cluster can't hold and for parts that can't be sent; ExecutorError for a
+    cluster that can't be used, and for a worker that fails again and again.
+    """
+
+    address: str | None = None
+    collect: Resources = dataclasses.field(default_factory=Resources)
+    gradients: Resources = dataclasses.field(default_factory=Resources)
+    deadline: float = 600.0
+    patience: float = 120.0
+    snapshot_every: int = 32
+    retries: int = 3
+    object_store: int | None = None
+
+    def __post_init__(self) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise CompositionError("the Ray executor needs ray: pip install 'fnrl[ray]', or use fnrl.Inline()")
+        for name in ("collect", "gradients"):
+            if not isinstance(getattr(self, name), Resources):
+                raise CompositionError(f"Ray.{name} = {getattr(self, name)!r}: expected Resources(cpus=...)")
+        for name, low in (("deadline", 0.0), ("patience", 0.0), ("snapshot_every", 1), ("retries", 0)):
+            x = getattr(self, name)
+            whole = isinstance(low, int)
+            if isinstance(x, bool) or not isinstance(x, int if whole else int | float) or not low <= x < math.inf:
+                raise CompositionError(
+                    f"Ray.{name} = {x!r}: expected {'an int' if whole else 'seconds'}, {low} or more"
+                )
+
+    # -- the protocol -----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def opening(self, run: Run, node: Any) -> Iterator[None]:
+        """Refuses what the cluster can't hold, and waits at the end until every cell has its state."""
+        kinds = collections.Counter[str]()
+        for kind, count in cells(node):
+            kinds[kind] += count
+        if not kinds:
+            yield
+            return
+        if not run.path:
+            shipped(run, node)
+        session = connect(self.address, self.object_store)
+        before = set(session.owners)
+        try:
+            if not run.path:
+                wanted = [(kind, count, getattr(self, kind)) for kind, count in kinds.items()]
+                refuse_more_than(session.nodes(), wanted)
+            yield
+            for owner in set(session.owners) - before:
+                owner.settle()
+        except BaseException:
+            for owner in set(session.owners) - before:
+                owner.close()
+            session.release()
+            raise
+
+    def init(self, run: Run, node: Any, key: Tensor) -> CellState:
+        """A fresh replica in a cell of its own."""
+        return self._start(run, node, "init", key.cpu().numpy())
+
+    def submit(self, run: Run, node: Any, state: CellState, weights: Any) -> Any:
+        """Asks the cell for one step."""
+        owner: CellOwner = state.token.take()
+        call = owner.step(owner.session.publish(weights))
+        return owner, call, CellState(owner.advance()), run.device
+
+    def result(self, pending: Any) -> tuple[Any, Any, Any]:
+        """Waits for the cell; its error is raised here with the type it had there."""
+        owner, call, state, device = pending
+        product, info = tree.to_torch(owner.answer(call), device)
+        for name, n in owner.tell().items():
+            info.report[name] = info.report.get(name, 0.0) + n
+        return state, product, info
+
+    def gather(self, run: Run, node: Any, state: CellState) -> Any:
+        """The state of the node in the cell, as pure records."""
+        owner: CellOwner = state.token.take()
+        return tree.to_torch(owner.answer(owner.ask("gather")), run.device)
+
+    def restore(self, run: Run, node: Any, pure: Any) -> CellState:
+        """A new cell that continues from pure records."""
+        return self._start(run, node, "restore", tree.to_numpy(pure))
+
+    def close(self, run: Run, node: Any, state: CellState) -> None:
+        """Ends the cell."""
+        state.token.owner.close()
+
+    def _start(self, run: Run, node: Any, how: str, what: Any) -> CellState:
+        kind = kind_of(node)
+        resources: Resources = getattr(self, kind)
+        session = connect(self.address, self.object_store)
+        at = "cpu" if run.device == "cpu" or not resources.gpus else "cuda"
+        inside = dataclasses.replace(run, executor=self, device=at)
+        levels = 1 + sum(1 for _ in cells(node))
+        terms = Terms(
+            f"worker {run.name} ({node!r})",
+            shipped(inside, node),
+            resources,
+            kind,
+            run.compile,
+            self.patience,
+            self.deadline * levels,
+            self.snapshot_every,
+            self.retries,
+        )
+        return CellState(CellOwner(session, terms, how, what).token())

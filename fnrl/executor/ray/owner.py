@@ -1,0 +1,245 @@
+"""The driver's end of a cell: it asks, waits, and when the cell is lost starts another one and asks again.
+
+It keeps what makes the cell's state anew: a snapshot (at first, the key or the records that the state began with) and
+the calls since, with the weights each was given. A replacement is restored from the snapshot and makes those calls
+again; a node is a pure function of state and weights, so it comes to the same bits.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import math
+import weakref
+from typing import Any
+
+import torch
+
+from fnrl.errors import ExecutorError, StaleStateError
+from fnrl.executor.ray import faults
+from fnrl.executor.ray.cell import Cell
+from fnrl.executor.ray.cluster import Session
+from fnrl.executor.ray.resources import Resources
+from fnrl.executor.ray.wire import Packed
+from fnrl.token import Owner
+
+_GRACE = 5.0  # seconds a cell has to close its simulators
+_SHARE = 20.0  # the calls between two snapshots cost at least as many times what a snapshot does,
+_LONGEST = 16  # but they are at most so many times `snapshot_every`
+_ROOM = 1 / 8  # of the object store, for weights that are kept: then a snapshot is due, too
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """What a cell is started with, and how long it may take for a start and for a call (seconds)."""
+
+    name: str
+    shipped: bytes
+    resources: Resources
+    kind: str
+    compiles: bool
+    patience: float
+    deadline: float
+    snapshot_every: int
+    retries: int
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """Something asked of a cell; `answer` is there once it is `done`."""
+
+    method: str
+    args: tuple[Any, ...] = ()
+    size: int = 0  # bytes of the arguments
+    covers: int = 0  # of a snapshot: how many of the calls that are kept came before it
+    limit: float | None = None
+    ref: Any = None
+    answer: Any = None
+    done: bool = False
+
+
+class CellOwner(Owner):
+    """A cell, and all that is needed to replace it; closing it, or losing the last state that refers to it, ends the
+    process.
+    """
+
+    def __init__(self, session: Session, terms: Terms, how: str, what: Any) -> None:
+        self.session, self.terms = session, terms
+        self.birth = how, what
+        self.kept: list[Call] = []  # steps since
+        self.waiting: collections.deque[Call] = collections.deque()  # asked of the present process, in order
+        self.every = terms.snapshot_every
+        self.faults: collections.Counter[str] = collections.Counter()  # since they were told
+        self.row: list[str] = []  # faults since the last call without one
+        self.troubled = False
+        self._start()
+        session.owners.add(self)
+
+    # -- asking ---------------------------------------------------------------------------------------------------
+
+    def step(self, weights: Packed) -> Call:
+        """Asks for a step, and does not wait. Errors: StaleStateError when the cluster is gone."""
+        call = self.ask("step", weights.wire, size=weights.size)
+        self.kept.append(call)
+        full = sum(c.size for c in self.kept) > _ROOM * self.session.store
+        if (full or len(self.kept) >= self.every) and not any(c.method == "snapshot" for c in self.waiting):
+            self._send(Call("snapshot", covers=len(self.kept)))
+        return call
+
+    def ask(self, method: str, *args: Any, size: int = 0) -> Call:
+        """Asks, and does not wait. Errors: StaleStateError when the cluster is gone."""
+        if not self.session.alive:
+            raise StaleStateError(f"{self.terms.name}: its Ray cluster was shut down; restore a gathered state")
+        call = Call(method, args, size)
+        self._send(call)
+        return call
+
+    def answer(self, call: Call) -> Any:
+        """Waits for an answer; a cell that is lost is replaced.
+
+        Errors: what the node raised; ExecutorError when the cell is lost again and again.
+        """
+        while not call.done:
+            try:
+                self._advance()
+            except Exception as error:
+                self._replace(error)
+                for other in list(self.session.owners):
+                    other.look()
+        if not self.troubled:
+            self.row = []
+        self.troubled = False
+        answer, call.answer = call.answer, None
+        return answer
+
+    def settle(self) -> None:
+        """Waits until the cell has a state. Errors: as `answer`; ExecutorError when it finds no place."""
+        while self.waiting and self.waiting[0].method in ("hello", "begin"):
+            try:
+                self._advance()
+            except Exception as error:
+                self._replace(error)
+
+    def look(self) -> None:
+        """Replaces the cell at once if it is known to be lost, so that several are started together."""
+        import ray
+
+        while self.waiting and ray.wait([self.waiting[0].ref], timeout=0)[0]:
+            try:
+                self._advance()
+            except Exception as error:
+                if faults.kind_of(error) in ("died", "node") and len(self.row) < self.terms.retries:
+                    self._replace(error)
+                return  # anything else is raised where the answer is asked for
+
+    def tell(self) -> dict[str, float]:
+        """The faults since the last time, by kind."""
+        told = {f"faults/{kind}": float(n) for kind, n in self.faults.items()}
+        self.faults.clear()
+        return told
+
+    def close(self) -> None:
+        """Closes the node's simulators, if the cell is idle, and ends its process."""
+        import ray
+
+        if self.closed:
+            return
+        super().close()
+        if self.session.alive and not self.waiting:
+            with contextlib.suppress(Exception):
+                ray.get(self.handle.finish.remote(), timeout=_GRACE)
+        self._end()
+        self.kept, self.birth = [], ("closed", None)
+        self.waiting.clear()
+        self.session.release(self)
+
+    # -- the process ------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """A process, brought to where the last one was, and asked again what that one has not answered."""
+        import ray
+
+        terms = self.terms
+        actor: Any = ray.remote(Cell)
+        self.handle = actor.options(max_restarts=0, **terms.resources.options()).remote()
+        self._end = weakref.finalize(self, _kill, self.handle, self.session.name)
+        asked = [c for c in self.waiting if c.method not in ("hello", "begin", "again", "snapshot")]
+        self.pid, self.fresh = None, True
+        self.waiting.clear()
+        self._send(Call("hello"))
+        self._send(Call("begin", (torch.get_num_threads(), terms.shipped, *self.birth)))
+        for call in self.kept:
+            if call.done:
+                self._send(Call("again", call.args))
+        for call in asked:
+            self._send(call)
+
+    def _send(self, call: Call) -> None:
+        call.limit = self.terms.patience if call.method == "hello" else self.terms.deadline
+        if call.method in ("step", "again"):
+            if self.fresh and self.terms.compiles:
+                call.limit = None
+            self.fresh = False
+        call.ref = getattr(self.handle, call.method).remote(*call.args)
+        self.waiting.append(call)
+
+    def _advance(self) -> None:
+        """Waits for the answer to what was asked first."""
+        import ray
+
+        call = self.waiting[0]
+        answer = ray.get(call.ref, timeout=call.limit)
+        self.waiting.popleft()
+        call.ref, call.done, call.answer = None, True, answer
+        if call.method == "hello":
+            self.pid = answer
+        elif call.method == "snapshot":
+            self._keep(call)
+
+    def _keep(self, call: Call) -> None:
+        """A snapshot takes the place of the calls before it, and says how often there should be one."""
+        pure, cost, each = call.answer
+        self.birth = "restore", pure
+        del self.kept[: call.covers]
+        least = self.terms.snapshot_every
+        self.every = min(max(least, math.ceil(_SHARE * cost / max(each, 1e-6))), _LONGEST * least)
+
+    def _replace(self, error: Exception) -> None:
+        """Starts another process after a fault; raises what is none."""
+        call, kind, name = self.waiting[0], faults.kind_of(error), self.terms.name
+        if kind == "hung" and call.method == "hello":
+            self.close()
+            raise _unplaced(self.terms) from None
+        if kind is None or (kind == "environment" and kind in self.row):
+            self.waiting.popleft()
+            self.kept = [c for c in self.kept if c is not call]
+            raise faults.own_error(error, name) from None
+        self.faults[kind] += 1
+        self.row.append(kind)
+        self.troubled = True
+        if len(self.row) > self.terms.retries:
+            self.close()
+            raise ExecutorError(
+                f"{name} failed {len(self.row)} times in a row ({', '.join(self.row)}), the last time when asked to "
+                f"{call.method}: {faults.HELP[kind]}. Ray(retries={self.terms.retries}) is how often it is replaced"
+            ) from error
+        self._end()
+        self._start()
+
+
+def _unplaced(terms: Terms) -> ExecutorError:
+    import ray
+
+    free, have = ray.available_resources(), ray.cluster_resources()
+    said = ", ".join(f"{free.get(n, 0.0):g} of {have.get(n, 0.0):g} {n}" for n in terms.resources.amounts())
+    return ExecutorError(
+        f"{terms.name} asks for {terms.resources} and did not start within {terms.patience:g} s; free in the cluster: "
+        f"{said}. Close states no longer used, or lower Ray({terms.kind}=Resources(...))"
+    )
+
+
+def _kill(handle: Any, session: str) -> None:
+    import ray
+
+    with contextlib.suppress(Exception):
+        if ray.is_initialized() and ray.get_runtime_context().get_session_name() == session:
+            ray.kill(handle)

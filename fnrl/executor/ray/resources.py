@@ -1,0 +1,106 @@
+"""What a cell reserves in the cluster, and whether the cluster has it."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fnrl.errors import CompositionError
+
+_PLACEMENTS = ("DEFAULT", "SPREAD")
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What one cell reserves: CPUs (fractions, too), GPUs, and what a cluster's nodes were started with besides.
+
+    `custom` is a mapping such as `{"simulator": 1}`; `placement` is Ray's: `"DEFAULT"` fills nodes up, `"SPREAD"` uses
+    them all. A cell without a GPU computes on the CPU, whatever the scheme's device. Errors: CompositionError.
+    """
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    custom: Any = ()
+    placement: str = "DEFAULT"
+
+    def __post_init__(self) -> None:
+        pairs = self.custom.items() if isinstance(self.custom, Mapping) else self.custom
+        object.__setattr__(self, "custom", tuple(sorted((str(k), v) for k, v in pairs)))
+        for name, x in (("cpus", self.cpus), ("gpus", self.gpus), *self.custom):
+            least, good = (
+                ("0 or more", _number(x) and x >= 0) if name == "gpus" else ("more than 0", _number(x) and x > 0)
+            )
+            if not good:
+                raise CompositionError(f"Resources: {name} = {x!r}, expected a number, {least}")
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise CompositionError(f"Resources: gpus = {self.gpus!r}, expected a fraction of one, or a whole number")
+        if self.placement not in _PLACEMENTS:
+            raise CompositionError(
+                f"Resources: placement = {self.placement!r}, expected one of {', '.join(_PLACEMENTS)}"
+            )
+
+    def amounts(self) -> dict[str, float]:
+        """By the names that Ray gives them."""
+        named = {"CPU": self.cpus, "GPU": self.gpus, **dict(self.custom)}
+        return {name: x for name, x in named.items() if x}
+
+    def options(self) -> dict[str, Any]:
+        """For `ray.remote(...).options`."""
+        return {
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus,
+            "resources": dict(self.custom) or None,
+            "scheduling_strategy": self.placement,
+        }
+
+    def __str__(self) -> str:
+        return " + ".join(f"{x:g} {name}" for name, x in self.amounts().items())
+
+
+def _number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+
+
+def kind_of(node: Any) -> str:
+    """Which resources a replica of this node gets: those to `collect`, or those for `gradients`."""
+    return "collect" if node.produces == "rollouts" else "gradients"
+
+
+def cells(node: Any, times: int = 1) -> Iterator[tuple[str, int]]:
+    """The kinds of cells that a node and those below it start, and how many of each."""
+    child = getattr(node, "child", None)
+    if child is None:
+        return
+    if hasattr(node, "workers"):
+        times *= node.workers
+        yield kind_of(child), times
+    yield from cells(child, times)
+
+
+def refuse_more_than(nodes: Sequence[Mapping[str, float]], wanted: Sequence[tuple[str, int, Resources]]) -> None:
+    """Refuses cells that the cluster's nodes can't hold, empty as they may be (CompositionError)."""
+    asked: dict[str, float] = {}
+    for kind, _, each in wanted:
+        if not any(all(node.get(n, 0.0) >= x for n, x in each.amounts().items()) for node in nodes):
+            have = "; ".join(", ".join(f"{x:g} {n}" for n, x in _told(node, each)) for node in nodes)
+            raise CompositionError(
+                f"a {kind} cell asks for {each}, and no node of the cluster has that (they have {have}): lower "
+                f"Ray({kind}=Resources(...)), or join a cluster that has it with Ray(address=...)"
+            )
+    for _, count, each in wanted:
+        for name, x in each.amounts().items():
+            asked[name] = asked.get(name, 0.0) + count * x
+    for name, x in asked.items():
+        have = sum(node.get(name, 0.0) for node in nodes)
+        if x > have + 1e-9:
+            who = " and ".join(
+                f"{n} {k} cells with {r.amounts()[name]:g} each" for k, n, r in wanted if name in r.amounts()
+            )
+            raise CompositionError(
+                f"the scheme's cells ask for {x:g} {name} ({who}), the cluster has {have:g}: lower Ray(collect="
+                f"Resources(...), gradients=Resources(...)), or take fewer workers"
+            )
+
+
+def _told(node: Mapping[str, float], each: Resources) -> list[tuple[str, float]]:
+    return [(name, node.get(name, 0.0)) for name in each.amounts()]

@@ -1,0 +1,66 @@
+"""Schemes for cells, and what can happen to a cell."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+import fnrl
+
+SMALL = fnrl.Resources(cpus=0.2)
+ENV = fnrl.envs.CartPole(num_envs=4, time_limit=20)
+
+
+def on_policy(env=ENV, steps=32, **ppo):
+    actor = fnrl.OnPolicyActorCritic(env.spec, policy=fnrl.MLP((16,)), value=fnrl.MLP((16,)))
+    algo = fnrl.PPO(**{"minibatches": 2, **ppo})
+    return fnrl.Parts(env, actor, algo, fnrl.GAE(steps=steps), normalise_obs=fnrl.NormaliseObs())
+
+
+def off_policy(env):
+    actor = fnrl.OffPolicyActorCritic(env.spec, None, fnrl.MLP((16,)), critics=1)
+    return fnrl.Parts(env, actor, fnrl.DQN(batch=16, ratio=1.0), fnrl.Replay(capacity=48, warmup=32))
+
+
+def on_ray(**options):
+    return fnrl.Ray(**{"collect": SMALL, "gradients": SMALL, "snapshot_every": 4, **options})
+
+
+def owners(tree):
+    """The cells behind a state, in worker order."""
+    return [w.token.owner for w in tree.workers]
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+
+
+class Once(gymnasium.Env):
+    """Counts its steps, and at the fortieth does `what`: hangs or dies once, as the file `mark` remembers, or raises
+    every time.
+    """
+
+    observation_space, action_space = spaces.Box(-10, 10, (2,), np.float32), spaces.Discrete(2)
+
+    def __init__(self, what="", mark=""):
+        self.what, self.mark, self.t = what, mark, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at = 0
+        return self.np_random.normal(size=2).astype(np.float32), {}
+
+    def step(self, action):
+        self.t, self.at = self.t + 1, self.at + 1
+        if self.mark and self.t == 40 and (self.what == "raise" or not Path(self.mark).exists()):
+            Path(self.mark).touch()
+            if self.what == "hang":
+                time.sleep(600)
+            if self.what == "die":
+                os._exit(1)
+            raise OSError("the gripper is stuck")
+        return self.np_random.normal(size=2).astype(np.float32), float(action), False, self.at >= 7, {}
