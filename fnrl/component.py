@@ -3,13 +3,17 @@ ships.
 
 `hyper(...)` declares a number that algorithms read as a 0-d tensor from `weights.hyper`: it can be scheduled, swept
 over lanes and set while running. `setting(...)` declares one that shapes the program (a count, a size) and is fixed.
-Both carry their range and a line of help, so a value out of range, or a misspelt name, is refused where it is
-written.
+Both carry their range and a line of help, so a value out of range or of another type, or a misspelt name, is refused
+where it is written.
 """
 
+import collections.abc
 import dataclasses
 import difflib
+import functools
 import math
+import types
+import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
@@ -92,10 +96,18 @@ def limits_of(field: "dataclasses.Field[Any]") -> Range | None:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(hyper, setting, option, dataclasses.field))
 def component(cls: type[T]) -> type[T]:
-    """Makes `cls` a frozen, comparable dataclass whose construction checks names and ranges.
+    """Makes `cls` a frozen, comparable dataclass whose construction checks names, types and ranges.
 
     Errors: TypeError for an unknown or badly typed argument (with the nearest name), ValueError for one out of range.
     """
+    own_check = getattr(cls, "__post_init__", None)
+
+    def __post_init__(self: Any) -> None:
+        _check_fields(self)
+        if own_check is not None:
+            own_check(self)
+
+    cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
     made: Any = dataclasses.dataclass(frozen=True, repr=False)(cls)
     if "__repr__" not in cls.__dict__:
         made.__repr__ = _component_repr
@@ -107,10 +119,6 @@ def component(cls: type[T]) -> type[T]:
             if name not in names:
                 raise TypeError(f"{cls.__name__} has no parameter {name!r}{nearest(name, names)}")
         plain_init(self, *args, **kwargs)
-        for field in dataclasses.fields(self):
-            limits, value = field.metadata.get(_RANGE), getattr(self, field.name)
-            if limits is not None and not (value is None and "None" in str(field.type)):
-                _check(cls.__name__, field.name, value, limits, field.default)
 
     __init__.__wrapped__ = plain_init  # type: ignore[attr-defined]
     made.__init__ = __init__
@@ -138,10 +146,86 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
 
 
+def _check_fields(self: Any) -> None:
+    cls = type(self)
+    for field in dataclasses.fields(self):
+        limits, value, hint = limits_of(field), getattr(self, field.name), _hints(cls).get(field.name, Any)
+        if limits is None:
+            if not _fits(hint, value):
+                raise TypeError(
+                    f"{cls.__name__}.{field.name} = {_text(value)}: expected {_expected(hint, field, value)}"
+                )
+        elif not (value is None and "None" in str(field.type)):
+            _check(cls.__name__, field.name, value, limits, field.default)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls)
+    except NameError:  # names that only a type checker sees, or of a function's scope
+        return {}
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of a declared type; a class in place of a value of it is not."""
+    kind, inside = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if kind in (typing.Union, types.UnionType):
+        return any(_fits(h, value) for h in inside)
+    if kind is collections.abc.Callable:
+        return callable(value)
+    if kind is type:
+        return isinstance(value, type) and issubclass(value, inside[0])
+    if kind is tuple:
+        whole = inside[:1] * len(value) if isinstance(value, tuple) and inside[-1] is ... else inside
+        return isinstance(value, tuple) and len(value) == len(whole) and all(map(_fits, whole, value))
+    if hint in (int, float):
+        number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    try:
+        return isinstance(value, kind or hint) and not isinstance(value, type)
+    except TypeError:  # a type that nothing can be checked against, such as a literal or a plain protocol
+        return True
+
+
+def _expected(hint: Any, field: "dataclasses.Field[Any]", value: Any) -> str:
+    """What fits a declared type, in words; and what was probably meant."""
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    names = [c.__name__ for m in members for c in _components_of(m)]
+    words = [f"{n}(...)" for n in names] or [_word(m) for m in members if m is not type(None)]
+    text = " or ".join([*words, *(["None"] if type(None) in members else [])])
+    if isinstance(value, type) and names:
+        return f"a value such as {value.__name__ if value.__name__ in names else names[0]}(), not a class"
+    close = [n for n in names if isinstance(value, str) and n.lower() == value.lower()]
+    if close:
+        return f"{text}; did you mean {close[0]}()?"
+    example = not names and field.default not in (None, dataclasses.MISSING)
+    return f"{text}, such as {_text(field.default)}" if example else text
+
+
+def _components_of(kind: Any) -> list[type]:
+    """fnrl's own components of a class, or with all methods of a protocol."""
+    ours = [c for name, c in sorted(COMPONENTS.items()) if name.startswith("fnrl.") and ".testing." not in name]
+    if getattr(kind, "_is_protocol", False):
+        wanted = [n for n in vars(kind) if not n.startswith("_")]
+        return [c for c in ours if all(hasattr(c, n) or n in c.__dataclass_fields__ for n in wanted)]  # type: ignore
+    return [c for c in ours if isinstance(kind, type) and issubclass(c, kind)]
+
+
+def _word(kind: Any) -> str:
+    words: dict[Any, str] = {
+        **{int: "an int", float: "a finite number", bool: "True or False", str: "a string"},
+        **{collections.abc.Callable: "a function", tuple: "a tuple", type: "a class"},
+    }
+    return words.get(typing.get_origin(kind) or kind, getattr(kind, "__name__", str(kind)))
+
+
 def _check(owner: str, name: str, value: Any, limits: Range, default: Any) -> None:
     if value is None and default is None:
         return
-    if isinstance(value, Schedule) and limits.swept:
+    if isinstance(value, Schedule) and limits.swept and not isinstance(value, type):
         for end in value.ends():
             _check(owner, f"{name} (an end of its schedule)", end, limits, default)
         return

@@ -68,6 +68,7 @@ class Learner:
         save_every: int = 100_000,
         keep: int = 3,
     ) -> None:
+        _require_scheme(scheme)
         settings = Settings(seed, target_steps, save_every, keep, **of_evaluation(evaluation))
         with self._opening(scheme, settings, evaluation, log_dir):
             if self._store and self._store.paths():
@@ -97,6 +98,7 @@ class Learner:
         """
         if not Path(log_dir).is_dir():
             raise CheckpointError(f"{log_dir} is not a run directory: there is nothing to resume")
+        _require_scheme(scheme)
         algo = first_algo(Run(scheme.parts, scheme.executor), random.key(0))
         node = CentralisedState(algo, ANY)
         like = LearnerState(SchemeState(node), ANY, ANY)
@@ -270,8 +272,6 @@ class Learner:
         self, scheme: Scheme, settings: Settings, evaluation: Evaluate | None, log_dir: str | os.PathLike[str] | None
     ) -> Iterator[None]:
         """Takes the directory; what is open is closed again if the rest of opening fails."""
-        if not isinstance(scheme, Scheme):
-            raise TypeError(f"Learner takes a scheme, Scheme(parts, topology), got {scheme!r}")
         if evaluation is not None and evaluation.env is not None:
             dataclasses.replace(scheme.parts, env=evaluation.env)  # refuses other spaces
         self.scheme, self.settings, self.evaluation = scheme, settings, evaluation
@@ -393,3 +393,8 @@ class Learner:
         if self._store is None:
             raise ValueError(f"{what}: this learner was made without log_dir")
         return self._store.directory
+
+
+def _require_scheme(scheme: Any) -> None:
+    if not isinstance(scheme, Scheme):
+        raise TypeError(f"Learner takes a Scheme(parts, topology), got {scheme!r}")

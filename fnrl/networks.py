@@ -6,7 +6,7 @@ without hidden state or hidden randomness.
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from fnrl import random
 from fnrl.autodiff import under_transform
-from fnrl.component import component, option
+from fnrl.component import component, option, setting
 from fnrl.errors import CompositionError
 
 Tensors = dict[str, Tensor]
 
 
+@runtime_checkable
 class Network(Protocol):
     """What an actor needs of a network."""
 
@@ -80,6 +81,15 @@ class MLP:
     def __post_init__(self) -> None:
         if not all(isinstance(h, int) and h > 0 for h in self.hidden):
             raise ValueError(f"MLP.hidden = {self.hidden!r}: expected a tuple of positive ints such as (64, 64)")
+        try:
+            same = self.activation(torch.zeros(2)).shape == (2,)
+        except Exception as e:
+            raise TypeError(f"MLP.activation = {self.activation!r} can't be called with a tensor alone: {e}") from e
+        if not same or isinstance(self.activation, nn.Module):
+            raise TypeError(
+                f"MLP.activation = {self.activation!r}: expected a function from a tensor to one of its shape, such as "
+                "torch.nn.functional.relu"
+            )
 
     def init(self, key: Tensor, shape: tuple[int, ...]) -> Tensors:
         """Weights `[out, in]` and biases `[out]` as `0.weight, 0.bias, ...`."""
@@ -112,7 +122,12 @@ class CNN:
     filters: tuple[int, ...] = option(default=(32, 64, 64), help="channels of each convolution")
     kernels: tuple[int, ...] = option(default=(8, 4, 3), help="kernel sizes")
     strides: tuple[int, ...] = option(default=(4, 2, 1), help="strides")
-    hidden: int = option(default=512, help="width of the dense layer")
+    hidden: int = setting(default=512, help="width of the dense layer")
+
+    def __post_init__(self) -> None:
+        layers = self.filters, self.kernels, self.strides
+        if len({len(x) for x in layers}) > 1 or min((n for x in layers for n in x), default=1) < 1:
+            raise ValueError(f"{self!r}: expected filters, kernels and strides of one length, positive ints all")
 
     def _sizes(self, shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
         if len(shape) != 3:
@@ -232,7 +247,7 @@ def module(cls: type[nn.Module], **kwargs: Any) -> Module:
 class GRU:
     """A gated recurrent unit: arXiv 1406.1078, gates as `torch.nn.GRUCell`; memory `[..., size]`."""
 
-    size: int = option(default=64, help="width of the memory")
+    size: int = setting(default=64, help="width of the memory")
 
     def init(self, key: Tensor, features: int) -> Tensors:
         """Input and memory weights of the three gates, stacked."""

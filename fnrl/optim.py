@@ -6,7 +6,7 @@ the parameters nor the optimiser's memory move (a zero gradient would still move
 """
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from fnrl.record import fields_of, record
 from fnrl.types import Layout, Params, Tree
 
 
+@runtime_checkable
 class Optimiser(Protocol):
     """What every optimiser here can do."""
 

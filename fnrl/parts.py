@@ -39,8 +39,8 @@ class Parts:
     def __post_init__(self) -> None:
         family = {n: getattr(getattr(self, n), "family", None) for n in ("actor", "algo", "storage")}
         for name, kind in family.items():
-            if kind is None:
-                part = getattr(self, name)
+            part = getattr(self, name)
+            if kind is None or isinstance(part, type):
                 raise CompositionError(
                     f"{name}={part!r} is not a component with a `family`: pass a value such as PPO(), not a class"
                 )

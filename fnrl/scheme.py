@@ -62,8 +62,13 @@ class Scheme:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.parts, Parts):
+            raise CompositionError(f"a scheme is made of Parts(env, actor, algo, storage), got {self.parts!r}")
+        if isinstance(self.executor, type) or not isinstance(self.executor, Executor):
+            raise CompositionError(f"executor={self.executor!r}: expected a value such as Inline() or Ray()")
+        _require_device(self.device)
         made = getattr(self.topology, "produces", None)
-        if made != "weights":
+        if made != "weights" or isinstance(self.topology, type):
             raise CompositionError(
                 f"a scheme's topology applies updates, as centralised(gradients(collect)) does; got {self.topology!r}"
                 + (f", which produces {made}" if made else "")
@@ -80,8 +85,11 @@ class Scheme:
 
     def init(self, key: Tensor) -> SchemeState:
         """A fresh run from one key, or from one key per lane."""
-        if key.dim() not in (1, 2) or key.shape[-1] != 2:
-            raise ValueError(f"init takes a key [2] or keys [S, 2] (fnrl.key(seed)), got {list(key.shape)}")
+        is_key = isinstance(key, Tensor) and key.dtype == torch.int32
+        if not is_key or key.dim() not in (1, 2) or key.shape[-1] != 2:
+            got = f"{key.dtype}{list(key.shape)}" if isinstance(key, Tensor) else repr(key)
+            seed = key if isinstance(key, int) else "seed"
+            raise ValueError(f"init takes a key [2] or keys [S, 2], as fnrl.key({seed}) makes them; got {got}")
         lanes = None if key.dim() == 1 else key.shape[0]
         run = self._run(lanes)
         with self.executor.opening(run, self.topology):
@@ -137,3 +145,14 @@ class Scheme:
     def same(self, a: SchemeState, b: SchemeState) -> bool:
         """Whether two states hold the same bits, wherever they run."""
         return tree.same_bits(self.gather(a), self.gather(b))
+
+
+def _require_device(device: Any) -> None:
+    try:
+        usable = isinstance(device, str) and torch.empty(0, device=device).device.type != "meta"
+        why = ""
+    except (RuntimeError, AssertionError) as error:  # an assertion is what torch says of a backend it was built without
+        usable, why = False, f" ({str(error).splitlines()[0]})"
+    if not usable:
+        here = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.mps.is_available() else [])]
+        raise CompositionError(f"device={device!r} can't be used{why}: expected one of {', '.join(here)}")

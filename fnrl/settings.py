@@ -52,7 +52,9 @@ class Settings:
 def of_evaluation(evaluation: Evaluate | None) -> dict[str, Any]:
     """The settings that keep an evaluation."""
     if evaluation is None:
-        return {"every": 0, "episodes": 0}
+        return {"every": 0, "episodes": 0, "env": None}
+    if not isinstance(evaluation, Evaluate):
+        raise TypeError(f"evaluation={evaluation!r}: expected Evaluate(...) or None")
     env = None if evaluation.env is None else printed(evaluation.env)
     return {"every": evaluation.every, "episodes": evaluation.episodes, "env": env}
 

@@ -7,7 +7,7 @@ it stands, not on when or where it runs.
 
 import dataclasses
 import time
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NoReturn, Protocol
 
 from torch import Tensor
 
@@ -52,7 +52,7 @@ def _fold(run: Run, key: Tensor, i: int) -> Tensor:
 
 def _require(outer: str, node: Any, *products: str) -> None:
     made = getattr(node, "produces", None)
-    if made is None:
+    if made is None or isinstance(node, type):
         raise CompositionError(f"{outer} takes a node such as collect or gradients(collect), got {node!r}")
     if made not in products:
         fits = {"rollouts": "collect", "updates": "gradients(collect)"}
@@ -91,6 +91,9 @@ class Collect:
 
     def __repr__(self) -> str:
         return "collect"
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        raise CompositionError("collect is a node as it stands: write gradients(collect), without brackets after it")
 
     def envs(self, parts: Parts) -> int:
         """One vector."""

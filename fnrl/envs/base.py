@@ -1,6 +1,6 @@
 """The protocol of environments: a vector of N that starts a new episode by itself, and says so."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -29,6 +29,7 @@ class EnvState:
     inside: Tree
 
 
+@runtime_checkable
 class Environment(Protocol):
     """N environments as one component.
 

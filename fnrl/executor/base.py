@@ -1,13 +1,14 @@
 """The few functions a topology asks of an executor."""
 
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from fnrl.lift import Run
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Holds the replicas of a node; `node` has `init`, `step`, `gather` and `restore`."""
 
