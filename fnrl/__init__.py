@@ -11,6 +11,7 @@ from fnrl.algos import A2C, DDPG, DQN, PPO, SAC, TD3, Algorithm
 from fnrl.component import Linear, component, hyper, option, setting
 from fnrl.errors import (
     CheckpointError,
+    CompilerWarning,
     CompositionError,
     EnvironmentFault,
     ExecutorError,
@@ -57,6 +58,7 @@ __all__ = [
     "Adam",
     "Algorithm",
     "CheckpointError",
+    "CompilerWarning",
     "CompositionError",
     "EnvironmentFault",
     "EpisodeGoals",

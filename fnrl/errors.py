@@ -28,3 +28,7 @@ class ExecutorError(RuntimeError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint is missing, damaged, or doesn't fit the scheme it is restored into."""
+
+
+class CompilerWarning(RuntimeWarning):
+    """A run was asked to compile, and there is no compiler: it is eager."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from fnrl import tree
+from fnrl import graphs, tree
 from fnrl.parts import Parts
 from fnrl.record import is_record
 
@@ -99,37 +99,34 @@ def _mapped(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.lru_cache(maxsize=512)
 def _compiled(method: Callable[..., Any], mapped: bool) -> Callable[..., Any]:
-    graphs: dict[Any, tuple[Callable[..., Any], tree.Structure]] = {}
+    made: dict[Any, tuple[graphs.Flat, tree.Structure]] = {}
+    eager = _mapped(method) if mapped else method
 
     def run(*args: Any) -> Any:
-        leaves, statics, structure = _split(args)
-        which = (statics, structure, tuple((x.shape, x.dtype, x.device) for x in leaves))
-        if which not in graphs:
-            graphs[which] = _compile(method, statics, structure, leaves, mapped)
-        graph, out_structure = graphs[which]
-        return tree.unflatten(out_structure, graph(*leaves))
+        leaves: list[Tensor] = []
+        which = tuple([tree.sign(a, leaves) if is_dynamic(a) else a for a in args])
+        if which not in made:
+            found = _compile(method, args, mapped)
+            if found is None:
+                return eager(*args)
+            made[which] = found
+        graph, structure = made[which]
+        return tree.unflatten(structure, graph(leaves))
 
     return run
 
 
-def _compile(
-    method: Callable[..., Any], statics: tuple[Any, ...], structure: tree.Structure, leaves: list[Tensor], mapped: bool
-) -> tuple[Callable[..., Any], tree.Structure]:
-    """One graph for one structure and set of shapes, and the structure of what it returns (found by one eager run)."""
+def _compile(method: Callable[..., Any], args: tuple[Any, ...], mapped: bool) -> tuple[graphs.Flat, Any] | None:
+    """The graph of a method for arguments such as these, and the structure of what it returns; None without a
+    compiler.
+    """
+    leaves, statics, structure = _split(args)
     made: list[tree.Structure] = []
 
-    def probe(*xs: Tensor) -> tuple[Tensor, ...]:
+    def flat(*xs: Tensor) -> tuple[Tensor, ...]:
         out, out_structure = tree.flatten(_call(method, statics, structure, xs))
         made.append(out_structure)
         return tuple(out)
 
-    def flat(*xs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tree.leaves(_call(method, statics, structure, xs)))
-
-    def over(f: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.func.vmap(f) if mapped else f
-
-    over(probe)(*leaves)
-    # each graph counts its own recompilations: together they would run into dynamo's limit of eight
-    options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
-    return torch.compile(over(flat), **options), made[0]
+    graph = graphs.compiled(torch.func.vmap(flat) if mapped else flat, leaves)
+    return None if graph is None else (graph, made[0])

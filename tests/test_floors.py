@@ -11,7 +11,7 @@ FLOORS = [
     {"component", "types", "spaces", "autodiff", "optim", "distributions", "returns", "losses", "networks"},
     {"actors", "envs"},
     {"algos", "storages"},
-    {"parts", "lift", "merge", "collect", "apply", "executor", "topology"},
+    {"parts", "graphs", "lift", "merge", "collect", "apply", "executor", "topology"},
     {
         "scheme",
         "config",

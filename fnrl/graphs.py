@@ -1,0 +1,137 @@
+"""Compilation: a function of tensors is traced into one graph of torch operations, which inductor makes C++ of.
+
+A graph is of one set of shapes and holds no state: tensors in, tensors out. What inductor makes is kept on disk (in
+`TORCHINDUCTOR_CACHE_DIR`), so that another process traces again but compiles nothing.
+"""
+
+import dataclasses
+import functools
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fnrl.errors import CompilerWarning
+
+# torch's compiler is imported where it is used: a run that compiles nothing should not wait a second for it
+
+Flat = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+_OPTIONS: dict[str, Any] = {"cpp_wrapper": True}  # the calls between kernels are C++, too: half the cost of small ones
+
+
+@dataclasses.dataclass
+class Spent:
+    """Seconds that this process spent on compiling, and the graphs it made."""
+
+    seconds: float = 0.0
+    graphs: int = 0
+
+
+SPENT = Spent()
+
+
+def compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor]) -> Flat | None:
+    """`f(*tensors)` for tensors of the shapes of `example`, as a function of their list; None without a compiler."""
+    if not _compiler():
+        return None
+    from torch._inductor import compile as inductor
+
+    begin = time.perf_counter()
+    traced, fakes = _trace(f, example)
+    through = _outputs(traced)
+    inputs = traced.graph.find_nodes(op="placeholder")
+    kept = [i for i, node in enumerate(inputs) if node.users]
+    for node in inputs:
+        if not node.users:
+            traced.graph.erase_node(node)
+    traced.recompile()
+    with torch.no_grad():
+        graph: Any = inductor(traced, [fakes[i] for i in kept], _OPTIONS)
+
+    def run(xs: Sequence[Tensor]) -> Sequence[Tensor]:
+        made = graph(*[x if (x := xs[i]).is_contiguous() else x.contiguous() for i in kept])
+        return [xs[i] if given else made[i] for given, i in through]
+
+    SPENT.seconds += time.perf_counter() - begin
+    SPENT.graphs += 1
+    return run
+
+
+def _trace(f: Callable[..., Any], example: Sequence[Tensor]) -> tuple[torch.fx.GraphModule, list[Any]]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.compiler import _compile_session_context  # type: ignore[attr-defined]
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with torch.no_grad(), _compile_session_context(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fakes = [mode.from_tensor(x.contiguous()) for x in example]
+        return make_fx(f, decomposition_table=_RULES)(*fakes), fakes
+
+
+def _outputs(traced: torch.fx.GraphModule) -> list[tuple[bool, int]]:
+    """Leaves to the graph what it computes; gives where each output comes from: an input, or what is left."""
+    output: Any = traced.graph.output_node()
+    inputs: list[Any] = list(traced.graph.find_nodes(op="placeholder"))
+    (wanted,) = output.args
+    made = list(dict.fromkeys(n for n in wanted if n not in inputs))
+    output.args = (tuple(made),)
+    return [(True, inputs.index(n)) if n in inputs else (False, made.index(n)) for n in wanted]
+
+
+@functools.cache
+def _compiler() -> bool:
+    """Whether there is a C++ compiler; says so, once, if not."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        warnings.warn(
+            "compile=True needs a C++ compiler (g++ or clang++, or the one that $CXX names), and there is none: this "
+            "run is eager, with the same results but several times slower",
+            CompilerWarning,
+            stacklevel=8,
+        )
+        return False
+    return True
+
+
+# How a graph computes some operations in other ways than eager torch, to a few units in the last place.
+
+_TANH_ODD = (
+    -2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11, 5.12229709037114e-08, 1.48572235717979e-05,
+    6.37261928875436e-04, 4.89352455891786e-03,
+)  # fmt: skip
+_TANH_EVEN = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+
+
+def _tanh(x: Tensor) -> Tensor:
+    """As Eigen and XLA: a ratio of polynomials, of sums and products alone, in a sixth of the library's time."""
+    if x.dtype != torch.float32:
+        return NotImplemented
+    x = x.clamp(-7.90531110763549805, 7.90531110763549805)
+    z = x * x
+    return x * _horner(z, _TANH_ODD) / _horner(z, _TANH_EVEN)
+
+
+def _horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+    p = x * coefficients[0] + coefficients[1]
+    for c in coefficients[2:]:
+        p = p * x + c
+    return p
+
+
+def _mm(a: Tensor, b: Tensor) -> Tensor:
+    """`(b' a')'`, of few columns that lie side by side: the library takes two to six times as long for `a b`."""
+    few = 2 if b.dim() == 2 else 1
+    if not few <= b.shape[-1] < min(16, a.shape[-2]) or b.stride(-1) != 1:
+        return NotImplemented
+    return torch.matmul(b.mT, a.mT).mT
+
+
+_ATEN = torch.ops.aten
+_RULES: dict[Any, Callable[..., Any]] = {_ATEN.tanh.default: _tanh, _ATEN.mm.default: _mm, _ATEN.bmm.default: _mm}

@@ -1,0 +1,77 @@
+"""Compiled graphs compute what eager methods do, whatever they are given, and no compiler is no disaster."""
+
+import warnings
+
+import pytest
+import torch
+
+import fnrl
+from fnrl import graphs
+
+
+def made(f, *xs):
+    graph = graphs.compiled(f, xs)
+    assert graph is not None
+    return graph
+
+
+def test_a_graph_leaves_alone_what_it_does_not_compute():
+    def f(a, b, unused):
+        c = a @ b
+        return b, c, c, a
+
+    a, b, unused = torch.randn(3, 4), torch.randn(4, 5), torch.zeros(2)
+    out = made(f, a, b, unused)([a, b, unused])
+    assert out[0] is b
+    assert out[3] is a
+    for c in out[1:3]:
+        torch.testing.assert_close(c, a @ b)
+
+
+def test_inputs_of_other_strides_are_no_other_inputs():
+    a, b = torch.randn(6, 4), torch.randn(4, 5)
+    graph = made(lambda a, b: (torch.tanh(a) @ b,), a, b)
+    (out,) = graph([a.T.contiguous().T, b.T.contiguous().T])
+    torch.testing.assert_close(out, torch.tanh(a) @ b)
+
+
+def test_products_of_few_columns():
+    pairs = [
+        (torch.randn(*lanes, 64, 32), torch.randn(*lanes, 32, columns))
+        for lanes in [(), (3,)]
+        for columns in [1, 2, 15, 16, 64]
+    ]
+    flat = [x for pair in pairs for x in pair]
+    out = made(lambda *xs: tuple(a @ b for a, b in zip(xs[::2], xs[1::2], strict=True)), *flat)(flat)
+    for product, (a, b) in zip(out, pairs, strict=True):
+        torch.testing.assert_close(product, a @ b)
+
+
+def test_tanh_is_exact_to_a_few_ulp_everywhere():
+    x = torch.cat([torch.linspace(-12, 12, 4001), 10.0 ** torch.linspace(-30, 1, 500), torch.tensor([0.0, -0.0])])
+    x = torch.cat([x, torch.tensor([float("inf"), -float("inf"), float("nan")])])
+    (out,) = made(lambda x: (torch.tanh(x),), x)([x])
+    exact = torch.tanh(x.double())
+    assert bool(out[-1].isnan())
+    assert out[-3:-1].tolist() == [1.0, -1.0]
+    error = (out.double() - exact).abs()[:-3] / exact.abs()[:-3].clamp(min=1e-30)
+    assert float(error.max()) < 5e-7
+    assert float(out[:-3].abs().max()) <= 1.0
+
+
+def test_without_a_compiler_a_run_is_eager_and_says_so_once():
+    from torch._inductor import config
+
+    env = fnrl.envs.CartPole(num_envs=2, time_limit=11)
+    parts = fnrl.Parts(env, fnrl.OnPolicyActorCritic(env.spec), fnrl.PPO(minibatches=2), fnrl.GAE(steps=8))
+    topology = fnrl.centralised(fnrl.gradients(fnrl.collect))
+    scheme, eager = fnrl.Scheme(parts, topology, compile=True), fnrl.Scheme(parts, topology)
+    graphs._compiler.cache_clear()
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        with pytest.warns(fnrl.CompilerWarning, match="needs a C"):
+            state, _ = scheme.step(scheme.init(fnrl.key(0)), 9)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            scheme.step(state)
+    graphs._compiler.cache_clear()
+    assert eager.same(state, eager.step(eager.init(fnrl.key(0)), 9)[0])
