@@ -2,7 +2,8 @@
 
 A run directory holds `step-000000123456/` with `state.safetensors` (every tensor by its path) and `manifest.json`:
 format, versions, the SHA-256 and size of the tensors, the structure with its host and static values, the printed
-configuration, step, metrics and time, under a SHA-256 of its own. A checkpoint is written beside its place, synced and
+configuration, step, metrics and time, under a SHA-256 of its own. The rows of rings lie beside them in pieces, hard
+links where an earlier checkpoint has the same (`fnrl.pieces`). A checkpoint is written beside its place, synced and
 renamed: it is whole or it is not there. POSIX only.
 """
 
@@ -15,7 +16,6 @@ import platform
 import re
 import shutil
 import socket
-import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,21 +25,20 @@ import filelock
 import numpy as np
 import safetensors.torch
 import torch
+from torch import Tensor
 
 import fnrl
 from fnrl import manifest as _manifest
+from fnrl import pieces as _pieces
 from fnrl.component import printed
 from fnrl.errors import CheckpointError
-from fnrl.manifest import ANY, FORMAT, LIMIT, DamagedError, diff
+from fnrl.manifest import ANY, FORMAT, LIMIT, diff
+from fnrl.pieces import CheckpointWarning, DamagedError, Pieces
 
 __all__ = ["ANY", "Checkpoint", "CheckpointWarning", "Checkpoints", "best", "diff", "load", "newest"]
 
 _STATE, _MANIFEST, _TEMPORARY = "state.safetensors", "manifest.json", ".tmp-"
 _NAME = re.compile(r"step-([0-9]{12,})(?:\.([0-9]+))?(-best)?")
-
-
-class CheckpointWarning(UserWarning):
-    """A damaged checkpoint was passed over, going on can't be promised exact, or something could not be tidied up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Checkpoints:
     def save(
         self, state: Any, *, step: int, config: Any = None, metrics: dict[str, Any] | None = None, best: bool = False
     ) -> Path:
-        """Writes a gathered state and returns its directory; takes twice as much memory again meanwhile.
+        """Writes a gathered state and returns its directory; rings are written by pieces, others twice in memory.
 
         `step` orders checkpoints, so it should grow with every save: environment steps, or updates.
         With `best`, it stays until a later best one, whatever `keep` says. The same saved again under one step is
@@ -121,7 +120,7 @@ class Checkpoints:
             raise ValueError(f"save(step={step!r}): expected an int of at least 0")
         if not self._lock.is_locked:
             raise CheckpointError(f"{self.directory}: this store is closed")
-        manifest, files = _compose(state, step, config, metrics or {})
+        manifest, files, pieces = _compose(state, step, config, metrics or {})
         names = _list(self.directory)
         for leftover in sorted(self.directory.glob(f"{_TEMPORARY}step-*")):  # of a save or a removal that was cut off
             _remove(leftover)
@@ -129,7 +128,7 @@ class Checkpoints:
         if before and (before[-1].best or not best) and self._holds(before[-1], manifest):
             return self.directory / str(before[-1])
         name = _Name(step, before[-1].revision + 1 if before else 0, best or any(n.best for n in before))
-        self._publish(name, files)
+        self._publish(name, files, pieces)
         if names and names[-1].step > step:
             hint = "newest() looks there first: remove it if the run was taken back on purpose"
             warnings.warn(f"saved {name}, but {names[-1]} is later: {hint}", CheckpointWarning, stacklevel=2)
@@ -143,15 +142,13 @@ class Checkpoints:
             return False
         return {**there, "time": None, "sha256": None} == {**manifest, "time": None, "sha256": None}
 
-    def _publish(self, name: "_Name", files: dict[str, bytes]) -> None:
+    def _publish(self, name: "_Name", files: dict[str, bytes], pieces: Pieces) -> None:
         temporary = self.directory / f"{_TEMPORARY}{name}"
         try:
             temporary.mkdir()
+            pieces.write(temporary, self.paths()[::-1])
             for file, data in files.items():
-                with open(temporary / file, "xb") as out:
-                    out.write(data)
-                    out.flush()
-                    os.fsync(out.fileno())
+                _pieces.write(temporary / file, data)
             _sync(temporary)
             os.rename(temporary, self.directory / str(name))
             _sync(self.directory)
@@ -252,21 +249,28 @@ def _read(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
         if path.is_symlink():
             raise DamagedError("it is a symbolic link")
         manifest = _manifest.unseal(_bytes(path, _MANIFEST, None))
-        if list(manifest["files"]) != [_STATE]:
-            raise DamagedError(f"its manifest names the files {list(manifest['files'])}, expected {[_STATE]}")
-        size = manifest["files"][_STATE]["size"]
-        if not 0 <= size - _manifest.payload(manifest["structure"]) <= LIMIT:
-            raise DamagedError(f"{_STATE} can't have {size} bytes with the structure in its manifest")
-        data = _bytes(path, _STATE, size)
-        if hashlib.sha256(data).hexdigest() != manifest["files"][_STATE]["sha256"]:
-            raise DamagedError(f"{_STATE} doesn't have the SHA-256 in its manifest: it was changed or swapped")
-        tensors = safetensors.torch.load(data)
-        state = _manifest.decode(manifest["structure"], tensors)
+        files = {_STATE: _manifest.payload(manifest["structure"]), **_manifest.pieces_of(manifest["structure"])}
+        named = list(manifest["files"])
+        if set(named) != {*files} or not all(_pieces.is_name(n) for n in named if n != _STATE):
+            raise DamagedError(f"its manifest names the files {named}, expected {list(files)}")
+        for name, least in files.items():
+            if not 0 <= manifest["files"][name]["size"] - least <= LIMIT:
+                size = manifest["files"][name]["size"]
+                raise DamagedError(f"{name} can't have {size} bytes with the structure in its manifest")
+
+        def tensors_of(name: str) -> dict[str, Tensor]:
+            data = _bytes(path, name, manifest["files"][name]["size"])
+            if hashlib.sha256(data).hexdigest() != manifest["files"][name]["sha256"]:
+                raise DamagedError(f"{name} doesn't have the SHA-256 in its manifest: it was changed or swapped")
+            return safetensors.torch.load(data)
+
+        tensors = tensors_of(_STATE)
+        state = _manifest.decode(manifest["structure"], tensors, tensors_of)
         if tensors:
             raise DamagedError(f"{_STATE} has tensors that its manifest doesn't name: {sorted(tensors)}")
         said = {n: manifest[n] for n in ("step", "config", "metrics", "time")}
         found = Checkpoint(path, state, versions=dict(manifest["versions"]), **said)
-        extra = sorted({*os.listdir(path)} - {_STATE, _MANIFEST})
+        extra = sorted({*os.listdir(path)} - {*files, _MANIFEST})
     except CheckpointError as error:
         raise type(error)(f"{path}: {error}") from error.__cause__
     except OSError as error:
@@ -283,32 +287,29 @@ def _read(path: Path) -> tuple[Checkpoint, dict[str, Any]]:
 
 def _bytes(path: Path, name: str, size: int | None) -> bytes:
     """All of a plain file that has `size` bytes, or at most `LIMIT`."""
-    with os.fdopen(os.open(path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise DamagedError(f"{name} is not a plain file")
-        if found.st_size > LIMIT if size is None else found.st_size != size:
-            expected = f"at most {LIMIT}" if size is None else size
-            raise DamagedError(f"{name} has {found.st_size} bytes, expected {expected}")
-        return file.read(found.st_size)
+    with _pieces.opened(path / name) as file:
+        found = os.fstat(file.fileno()).st_size
+        if found > LIMIT if size is None else found != size:
+            raise DamagedError(f"{name} has {found} bytes, expected {f'at most {LIMIT}' if size is None else size}")
+        return file.read(found)
 
 
 # -- writing --------------------------------------------------------------------------------------------------------
 
 
-def _compose(state: Any, step: int, config: Any, metrics: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The manifest, and the bytes of the files."""
+def _compose(
+    state: Any, step: int, config: Any, metrics: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, bytes], Pieces]:
+    """The manifest, the bytes of its files, and the pieces."""
     try:
-        structure, leaves = _manifest.encode(state)
-        floats = {n: x for n, x in leaves.items() if x.is_floating_point() or x.is_complex()}
-        wrong = [n for n, x in floats.items() if not bool(torch.isfinite(x).all())]
-        if wrong:
+        structure, leaves, pieces = _manifest.encode(state)
+        if wrong := _pieces.not_finite(leaves):
             raise CheckpointError(f"a state that isn't finite is not saved (step {step}): {', '.join(wrong)}")
-        data = _manifest.serialise(leaves)
+        data = _pieces.serialise(leaves)
         manifest = {
             "format": FORMAT,
             "versions": _versions(),
-            "files": {_STATE: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}},
+            "files": {_STATE: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}, **pieces.files},
             "step": step,
             "metrics": printed({k: v.tolist() if hasattr(v, "tolist") else v for k, v in metrics.items()}),
             "config": printed(config),
@@ -320,7 +321,7 @@ def _compose(state: Any, step: int, config: Any, metrics: dict[str, Any]) -> tup
         raise CheckpointError(f"the state can't be saved: {error}") from error
     if max(len(sealed), len(data) - _manifest.payload(structure)) > LIMIT:
         raise CheckpointError(f"the state can't be saved: its structure takes more than {LIMIT} bytes")
-    return manifest, {_STATE: data, _MANIFEST: sealed}
+    return manifest, {_STATE: data, _MANIFEST: sealed}, pieces
 
 
 def _versions() -> dict[str, Any]:

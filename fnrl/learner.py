@@ -127,7 +127,7 @@ class Learner:
         with self._opening(scheme, settings, evaluation, log_dir):
             newest = checkpoint.newest(log_dir, like)  # again, under the lock
             with Held():
-                self.state = scheme.restore(tree.to(newest.state.scheme, scheme.device))
+                self.state = scheme.restore(tree.to(newest.state.scheme, scheme.device), copy=False)
             self._start(newest.state.told)
             before, now = newest.state.scheme.weights.hyper, self.state.weights.hyper
             moved = {f"hyper/{n}": float(x) for n, x in now.items() if not torch.equal(x.cpu(), before[n])}
@@ -213,7 +213,7 @@ class Learner:
         self._directory("save() needs a directory")
         assert self._store is not None
         if self._saved is None or self._saved[0] is not self.state or self._saved[1] is not self._history.test:
-            state = LearnerState(self.scheme.gather(self.state), self._history.told(), self.settings)
+            state = LearnerState(self.scheme.gather(self.state, copy=False), self._history.told(), self.settings)
             path = self._store.save(state, step=self.state.env_steps, config=self.scheme, metrics=self.get_metrics())
             self._saved, self._saved_steps = (self.state, self._history.test, path), self.state.env_steps
         return self._saved[2]

@@ -30,6 +30,7 @@ class Run:
     lanes: int | None = None
     compile: bool = False
     device: str = "cpu"
+    copy: bool = True  # whether gather and restore copy rings, or share their memory
 
     def child(self, i: int) -> "Run":
         """The run of the i-th replica below this node."""

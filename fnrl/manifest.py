@@ -1,31 +1,32 @@
 """A tree as JSON and tensors, and back: what a checkpoint says about its state. No files are touched here.
 
 The structure of a tree is JSON in which the first key of an object is its kind: `{"leaf": name, "dtype": .., ..}`,
-`{"record": class, "fields": [[name, node], ..]}`, `plain` too, `tuple`, `list`, `dict` (pairs), `float` (inf, nan);
-all else is itself. `decode` builds records of `fnrl.record.RECORDS` and dataclasses of `PLAIN`: nothing is
-imported or run because a file names it.
+`{"record": class, "fields": [[name, node], ..]}`, `plain` too, `tuple`, `list`, `dict` (pairs), `float` (inf, nan),
+`{"apart": node, "pieces": [[file, {name: leaf}], ..]}` (see `fnrl.pieces`); all else is itself. `decode` builds
+records of `fnrl.record.RECORDS` and dataclasses of `PLAIN`: nothing is imported or run because a file names it.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from fnrl.component import printed
 from fnrl.errors import CheckpointError
+from fnrl.pieces import DamagedError, Pieces
 from fnrl.record import PLAIN, RECORDS, is_record, name_of, plain, short
 from fnrl.types import Layout
 
-FORMAT = 1
+FORMAT = 2
 LIMIT = 64 * 2**20  # bytes of JSON read at most, in a manifest and in the header of the tensors
 
 _SEAL = re.compile(rb'\{"sha256": "([0-9a-f]{64})",\n')
@@ -42,10 +43,6 @@ _DTYPES: dict[str, torch.dtype] = {
 plain(Layout)
 
 
-class DamagedError(CheckpointError):
-    """A checkpoint is not what was written: an earlier one may do. Other errors are the user's to settle."""
-
-
 class _Any:
     def __repr__(self) -> str:
         return "ANY"
@@ -54,35 +51,40 @@ class _Any:
 ANY: Any = _Any()  # stands in a `like` for a part that may be anything
 
 
-def encode(x: Any) -> tuple[Any, dict[str, Tensor]]:
-    """The structure of a tree as JSON, and its tensors by path.
+def encode(x: Any) -> tuple[Any, dict[str, Tensor], Pieces]:
+    """The structure of a tree as JSON, its tensors by path, and its pieces.
 
     Errors: CheckpointError for what can't be saved (a token, an unregistered class, a sparse tensor), naming its path.
     """
     leaves: dict[str, Tensor] = {}
-    return _encode(x, (), leaves), leaves
+    pieces = Pieces()
+    return _encode(x, (), leaves, pieces), leaves, pieces
 
 
-def _encode(x: Any, path: tuple[str, ...], leaves: dict[str, Tensor]) -> Any:
+def _encode(x: Any, path: tuple[str, ...], leaves: dict[str, Tensor], pieces: Pieces) -> Any:
     kind, where = type(x), ".".join(path) or "the state itself"
     if isinstance(x, Tensor | np.ndarray | np.generic):
         name = ".".join(path)
         while name in leaves or name == "__metadata__":  # keys with dots may read alike; safetensors reserves a name
             name += "'"
-        leaves[name] = tensor = _tensor(x, where)
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        return {"leaf": name, "dtype": dtype, "shape": list(tensor.shape), "numpy": not isinstance(x, Tensor)}
+        leaves[name] = _tensor(x, where)
+        return _leaf(name, x)
     if is_record(x) or name_of(kind) in PLAIN:
         registry = "record" if is_record(x) else "plain"
         known = (RECORDS if registry == "record" else PLAIN).get(name_of(kind))
         if known is None or _names(known) != _names(kind):
             raise CheckpointError(f"{where}: {name_of(kind)} is not, or no longer, the class registered by that name")
-        fields = [[n, _encode(getattr(x, n), (*path, n), leaves)] for n in _names(kind)]
-        return {registry: name_of(kind), "fields": fields}
+        small, cut = x.apart() if hasattr(kind, "apart") else (x, ())
+        fields = [[n, _encode(getattr(small, n), (*path, n), leaves, pieces)] for n in _names(kind)]
+        node = {registry: name_of(kind), "fields": fields}
+        if not cut:
+            return node
+        kept = [pieces.add(where, make) for make in cut]
+        return {"apart": node, "pieces": [[name, {n: _leaf(n, x) for n, x in held.items()}] for name, held in kept]}
     if kind is tuple or kind is list:
-        return {kind.__name__: [_encode(v, (*path, str(i)), leaves) for i, v in enumerate(x)]}
+        return {kind.__name__: [_encode(v, (*path, str(i)), leaves, pieces) for i, v in enumerate(x)]}
     if kind is dict and all(type(k) in (str, int) for k in x):
-        return {"dict": [[k, _encode(v, (*path, str(k)), leaves)] for k, v in x.items()]}
+        return {"dict": [[k, _encode(v, (*path, str(k)), leaves, pieces)] for k, v in x.items()]}
     if kind is float and not math.isfinite(x):
         return {"float": repr(x)}
     if x is None or kind in (bool, int, float, str):
@@ -92,6 +94,11 @@ def _encode(x: Any, path: tuple[str, ...], leaves: dict[str, Tensor]) -> Any:
         "lists, dicts with str or int keys, numbers, strings, or a class registered by fnrl.record.plain. "
         "A state that holds tokens is gathered first: scheme.gather(state)"
     )
+
+
+def _leaf(name: str, x: Any) -> dict[str, Any]:
+    dtype = str(x.dtype).removeprefix("torch.")
+    return {"leaf": name, "dtype": dtype, "shape": list(x.shape), "numpy": not isinstance(x, Tensor)}
 
 
 def _tensor(x: Any, where: str) -> Tensor:
@@ -108,28 +115,28 @@ def _names(cls: Any) -> list[str]:
     return [f.name for f in dataclasses.fields(cls)]
 
 
-def serialise(leaves: dict[str, Tensor]) -> bytes:
-    """The tensors as safetensors, made contiguous, those that share memory copied apart."""
-    seen: set[int] = set()
-    apart: dict[str, Tensor] = {}
-    for name, x in leaves.items():
-        storage = x.untyped_storage().data_ptr()
-        apart[name] = x.clone(memory_format=torch.contiguous_format) if storage in seen else x.contiguous()
-        seen.add(storage)
-    return safetensors.torch.save(apart)
-
-
 def payload(structure: Any) -> int:
-    """The bytes of all leaves."""
+    """The bytes of all leaves that are not in pieces."""
     if isinstance(structure, dict):
         if "leaf" in structure:
             return math.prod(structure["shape"]) * _DTYPES[structure["dtype"]].itemsize
-        structure = list(structure.values())
+        structure = [v for k, v in structure.items() if k != "pieces"]
     return sum(payload(child) for child in structure) if isinstance(structure, list) else 0
 
 
-def decode(node: Any, tensors: dict[str, Tensor]) -> Any:
-    """The tree of a structure; what it uses is taken out of `tensors`.
+def pieces_of(structure: Any) -> dict[str, int]:
+    """The files of the pieces, and the bytes of the leaves of each."""
+    if isinstance(structure, dict):
+        mine = {str(name): payload(list(leaves.values())) for name, leaves in structure.get("pieces", ())}
+        return mine | pieces_of([v for k, v in structure.items() if k != "pieces"])
+    found: dict[str, int] = {}
+    for child in structure if isinstance(structure, list) else ():
+        found |= pieces_of(child)
+    return found
+
+
+def decode(node: Any, tensors: dict[str, Tensor], piece: Callable[[str], dict[str, Tensor]]) -> Any:
+    """The tree of a structure; what it uses is taken out of `tensors`, and read by `piece(file)`.
 
     Errors: CheckpointError for a class that isn't registered here or has other fields, DamagedError for a leaf that is
     not as the structure says.
@@ -138,20 +145,31 @@ def decode(node: Any, tensors: dict[str, Tensor]) -> Any:
         return node
     kind = next(iter(node), None)
     value = node[kind]
+    if kind == "apart":
+        small = decode(value, tensors, piece)
+        return small.together([functools.partial(_piece, piece, *said) for said in node["pieces"]])
     if kind == "leaf":
         x = tensors.pop(value)
         if x.dtype != _DTYPES[node["dtype"]] or list(x.shape) != node["shape"]:
             raise DamagedError(f"{value} is {short(x)}, its manifest says {node['dtype']}{node['shape']}")
         return x.numpy() if node["numpy"] else x
     if kind in ("record", "plain"):
-        return _build(kind, value, {n: decode(v, tensors) for n, v in node["fields"]})
+        return _build(kind, value, {n: decode(v, tensors, piece) for n, v in node["fields"]})
     if kind in ("tuple", "list"):
-        return (tuple if kind == "tuple" else list)([decode(v, tensors) for v in value])
+        return (tuple if kind == "tuple" else list)([decode(v, tensors, piece) for v in value])
     if kind == "dict":
-        return {k: decode(v, tensors) for k, v in value}
+        return {k: decode(v, tensors, piece) for k, v in value}
     if kind == "float":
         return float(value)
     raise DamagedError(f"its structure holds an unknown kind {kind!r}")
+
+
+def _piece(read: Callable[[str], dict[str, Tensor]], name: str, said: dict[str, Any]) -> dict[str, Tensor]:
+    tensors = read(name)
+    found = {n: decode(leaf, tensors, read) for n, leaf in said.items()}
+    if tensors:
+        raise DamagedError(f"{name} has tensors that the manifest doesn't name: {sorted(tensors)}")
+    return found
 
 
 def _build(kind: str, name: str, values: dict[str, Any]) -> Any:

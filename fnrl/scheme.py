@@ -80,8 +80,8 @@ class Scheme:
         """Updates of one plan."""
         return self.parts.storage.updates(self.parts.algo.plan, self.topology.envs(self.parts))
 
-    def _run(self, lanes: int | None) -> Run:
-        return Run(self.parts, self.executor, (), lanes, self.compile, self.device)
+    def _run(self, lanes: int | None, copy: bool = True) -> Run:
+        return Run(self.parts, self.executor, (), lanes, self.compile, self.device, copy)
 
     def init(self, key: Tensor) -> SchemeState:
         """A fresh run from one key, or from one key per lane."""
@@ -105,15 +105,15 @@ class Scheme:
             infos.append(info)
         return SchemeState(node, state.lanes), infos[0] if updates == 1 else merge_infos(infos)
 
-    def gather(self, state: SchemeState) -> SchemeState:
+    def gather(self, state: SchemeState, copy: bool = True) -> SchemeState:
         """The state as pure records, tokens replaced by what they stand for: to save, compare, and resume on any
-        executor.
+        executor. With `copy=False` it shares the memory of rings: save it before the next step, and let go of it.
         """
-        return SchemeState(self.topology.gather(self._run(state.lanes), state.node), state.lanes)
+        return SchemeState(self.topology.gather(self._run(state.lanes, copy), state.node), state.lanes)
 
-    def restore(self, pure: SchemeState) -> SchemeState:
-        """A state that can be stepped, from a gathered one."""
-        run = self._run(pure.lanes)
+    def restore(self, pure: SchemeState, copy: bool = True) -> SchemeState:
+        """A state that can be stepped, from a gathered one; with `copy=False` in its memory, so that it is used up."""
+        run = self._run(pure.lanes, copy)
         with self.executor.opening(run, self.topology):
             return SchemeState(self.topology.restore(run, pure.node), pure.lanes)
 

@@ -220,13 +220,13 @@ class Gradients:
 
     def gather(self, run: Run, state: GradientsState) -> GradientsState:
         """The storage and the node below, gathered."""
-        child, storage = self.child.gather(run, state.child), run.parts.storage.gather(state.storage)
+        child, storage = self.child.gather(run, state.child), run.parts.storage.gather(state.storage, run.copy)
         return dataclasses.replace(state, child=child, storage=storage)
 
     def restore(self, run: Run, pure: GradientsState) -> GradientsState:
         """The storage and the node below, restored."""
         _own(run, self, pure, GradientsState)
-        child, storage = self.child.restore(run, pure.child), run.parts.storage.restore(pure.storage)
+        child, storage = self.child.restore(run, pure.child), run.parts.storage.restore(pure.storage, run.copy)
         return dataclasses.replace(pure, child=child, storage=storage)
 
     def close(self, run: Run, state: GradientsState) -> None:

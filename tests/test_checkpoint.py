@@ -258,7 +258,7 @@ def test_other_versions_load_with_a_warning_and_newer_formats_do_not(run_dir: Pa
     assert newest(run_dir).step == 2
     forge(step(run_dir, 2), format=checkpoint.FORMAT + 1)
     for read in (lambda: newest(run_dir), lambda: load(step(run_dir, 2))):
-        with pytest.raises(CheckpointError, match="format 2, the newest read here is 1"):
+        with pytest.raises(CheckpointError, match="format 3, the newest read here is 2"):
             read()
 
 

@@ -26,7 +26,7 @@ from fnrl.types import Moments
 pytestmark = pytest.mark.filterwarnings("error")
 
 
-OPERATIONS = ("mkdir", "open", "fsync", "rename", "unlink", "rmdir")
+OPERATIONS = ("mkdir", "open", "fsync", "rename", "unlink", "rmdir", "link")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ FLOORS = [
         "evaluate",
         "history",
         "interrupts",
+        "pieces",
         "manifest",
         "checkpoint",
         "policy",
@@ -35,7 +36,7 @@ SHELLS |= {
     "hypothesis": {"testing"},
     "rich": {"logs", "cli"},
     "matplotlib": {"plots"},
-    "safetensors": {"manifest", "checkpoint", "policy"},
+    "safetensors": {"pieces", "checkpoint", "policy"},
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from gymnasium.wrappers import FrameStackObservation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replay_cases import SIDE, Pictures, lanes, mapped
 
 import fnrl
 from fnrl import random, tree
@@ -17,61 +18,11 @@ from fnrl.errors import CheckpointError, CompositionError, EnvironmentFault
 from fnrl.networks import MLP
 from fnrl.spaces import Box, Discrete, EnvSpec
 from fnrl.storages import Frames, Prioritised, Replay
-from fnrl.types import Params, Rollout, Sampling, Transition, Weights
+from fnrl.types import Params, Sampling, Weights
 
-SIDE = 2
 WEIGHTS = Weights(
     Params(torch.zeros(0), ()), (), {"gamma": torch.tensor(0.9), "priority_beta": torch.tensor(0.4)}, (), 0, 0
 )
-
-
-class Pictures:
-    """Endless steps of stacked bytes: the stacks are a deque's, as gymnasium's are, not those of the code."""
-
-    def __init__(self, seed, frames, envs, chance, shape=(SIDE, SIDE), dtype=np.uint8):
-        self.rng, self.frames, self.envs, self.chance = np.random.default_rng(seed), frames, envs, chance
-        self.shape, self.dtype = shape, dtype
-        self.obs = [self.first() for _ in range(envs)]
-
-    def frame(self):
-        return self.rng.integers(0, 255, self.shape).astype(self.dtype)
-
-    def first(self):
-        frame = self.frame()
-        before = frame if self.frames.padding is None else np.full_like(frame, self.frames.padding)
-        return [before] * (self.frames.count - 1) + [frame]
-
-    def rollout(self, steps):
-        columns = {n: [] for n in ("obs", "next_obs", "action", "reward", "terminated", "truncated")}
-        for _ in range(steps):
-            kind = self.rng.random(self.envs)
-            row = {"terminated": kind < self.chance / 2, "truncated": (self.chance / 3 < kind) & (kind < self.chance)}
-            row |= {"action": self.rng.integers(0, 3, self.envs), "reward": self.rng.normal(size=self.envs)}
-            following = [[*o[1:], self.frame()] for o in self.obs]
-            row |= {"obs": np.array(self.obs), "next_obs": np.array(following)}
-            ends = row["terminated"] | row["truncated"]
-            self.obs = [self.first() if end else o for end, o in zip(ends, following, strict=True)]
-            for name, x in row.items():
-                columns[name].append(x)
-        x = {n: torch.from_numpy(np.array(c)) for n, c in columns.items()}
-        x["reward"] = x["reward"].float()
-        none = torch.zeros(steps, self.envs)
-        return Rollout(Transition(**x, logp=none, memory=none[..., None][..., :0]), (), 0, steps * self.envs)
-
-
-def lanes(rollouts):
-    return Rollout(tree.stack([r.steps for r in rollouts]), (), 0, rollouts[0].env_steps)
-
-
-def mapped(method):
-    """`method` over lanes of ring, keys and whatever tensors come with them; weights are shared."""
-
-    def run(ring, shared, *rest):
-        tensors = [x for x in rest if isinstance(x, torch.Tensor)]
-        others = [x for x in rest if not isinstance(x, torch.Tensor)]
-        return torch.func.vmap(lambda held, *xs: method(held, shared, *xs, *others))(ring, *tensors)
-
-    return run
 
 
 def drawn(storage, state, key, envs, batch=16):
@@ -240,7 +191,7 @@ def test_a_padding_that_is_not_in_the_space_is_refused(padding):
 def test_a_ring_of_other_frames_is_refused():
     frames = Frames(4)
     thin, whole = Replay(capacity=40, frames=frames), Replay(capacity=40)
-    rollout = Pictures(0, frames, 2, 0.2).rollout(30)
+    rollout = Pictures(0, frames, 2, 0.2).rollout(20)
     records = {s: s.gather(s.append(s.init(), rollout)) for s in (thin, whole)}
     with pytest.raises(CheckpointError, match=r"is not that of Replay\(capacity=40\)"):
         whole.restore(records[thin])

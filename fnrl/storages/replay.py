@@ -238,13 +238,22 @@ class Replay:
         ring.prioritise(data.index.gather(-1, rows), _power(priority + self.prioritised.eps, self.prioritised.alpha))
         return dataclasses.replace(state, token=token)
 
-    def gather(self, state: ReplayState) -> ReplayRecord:
-        """The ring as a record. Errors: StaleStateError."""
-        ring = () if isinstance(state.token, tuple) else state.token.take().gather()
+    def gather(self, state: ReplayState, copy: bool = True) -> ReplayRecord:
+        """The ring as a record, or (`copy=False`) one that shares its memory until the next step.
+
+        Errors: StaleStateError.
+        """
+        ring: Tree = ()
+        if isinstance(state.token, Token):
+            owner: Ring = state.token.take()
+            ring = owner.gather() if copy else owner.view()
         return ReplayRecord(ring, state.collected, state.updates)
 
-    def restore(self, pure: ReplayRecord) -> ReplayState:
-        """A ring of its own from a record. Errors: CheckpointError when it does not fit the capacity."""
+    def restore(self, pure: ReplayRecord, copy: bool = True) -> ReplayState:
+        """A ring of its own from a record, or (`copy=False`) in the record's memory.
+
+        Errors: CheckpointError when it does not fit the capacity.
+        """
         if isinstance(pure.ring, tuple):
             return ReplayState((), pure.collected, pure.updates)
         ring: RingRecord = pure.ring
@@ -259,7 +268,8 @@ class Replay:
             raise CheckpointError(
                 f"a ring of {ring.size} rows, {filled} with those around, is not that of Replay({of})"
             )
-        return ReplayState(self._followed(Ring.restore(rows, ring, self.frames)).token(), pure.collected, pure.updates)
+        restored = self._followed(Ring.restore(rows, ring, self.frames, copy))
+        return ReplayState(restored.token(), pure.collected, pure.updates)
 
     def _followed(self, ring: Ring) -> Ring:
         if self.hindsight is not None:

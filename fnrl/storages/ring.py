@@ -7,12 +7,15 @@ oldest row. With lanes every tensor has `[S]` in front.
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fnrl import tree
 from fnrl.errors import EnvironmentFault
 from fnrl.record import host, record
 from fnrl.storages.frames import Frames
@@ -46,6 +49,68 @@ class RingRecord:
     rows: Rows
     cursor: int = host()
     size: int = host()
+
+    def apart(self) -> tuple["RingRecord", list[Callable[[], dict[str, Tensor]]]]:
+        """What is small, and the rows in pieces: a checkpoint writes those that have changed since the one before."""
+        length = self.rows.reward.shape[self._axis]
+        each = sum(self._column(n).nbytes for n in _COLUMNS) // length
+        step = 1 << max(0, (_PIECE // each).bit_length() - 1)
+        cut = [functools.partial(self._piece, i, min(step, length - i)) for i in range(0, length, step)]
+        rows: Any = dataclasses.replace(self.rows, **dict.fromkeys((*_COLUMNS, "final_at", "finals"), ()))
+        return dataclasses.replace(self, rows=rows), cut
+
+    def together(self, pieces: Sequence[Callable[[], dict[str, Tensor]]]) -> "RingRecord":
+        """The record of such a small one and its pieces, in memory of its own."""
+        first, last = pieces[0](), pieces[-1]()
+        axis = first["reward"].dim() - 2
+        step = first["reward"].shape[axis]
+        length = (len(pieces) - 1) * step + last["reward"].shape[axis]
+        columns = {
+            n: x.new_empty(*x.shape[:axis], length, *x.shape[axis + 1 :]) for n, x in first.items() if n != "finals"
+        }
+        finals: list[Sequence[Tensor]] = []
+        for i, piece in enumerate(pieces):
+            cut = piece()
+            for name, x in columns.items():
+                x.narrow(axis, i * step, cut[name].shape[axis]).copy_(cut[name])
+            ended = _lanes(cut["terminated"] | cut["truncated"], axis)
+            finals.append(cut["finals"].split(ended.sum((1, 2)).tolist()))
+        kept = [torch.cat(lane) for lane in zip(*finals, strict=True)]
+        ended = _lanes(columns["terminated"] | columns["truncated"], axis)
+        count = ended.flatten(1).cumsum(1).to(torch.int32).reshape(ended.shape)
+        at, places = torch.where(ended, count - 1, -1), max(map(len, kept))
+        padded = torch.stack([torch.cat([x, x.new_zeros(places - len(x), *x.shape[1:])]) for x in kept])
+        at, padded = (at, padded) if axis else (at[0], padded[0])
+        return dataclasses.replace(self, rows=dataclasses.replace(self.rows, **columns, final_at=at, finals=padded))
+
+    @property
+    def _axis(self) -> int:
+        return self.rows.reward.dim() - 2
+
+    def _column(self, name: str) -> Tensor:
+        return getattr(self.rows, name)
+
+    def _piece(self, start: int, length: int) -> dict[str, Tensor]:
+        """Some rows, and the successors where an episode ended, lane by lane in the order of rows."""
+        axis, tip = self._axis, self.cursor - start
+        cut = {n: self._column(n).narrow(axis, start, length) for n in (*_COLUMNS, "final_at")}
+        if 0 <= tip < length:  # of the row of newest successors only the observation means anything
+            for name, x in cut.items():
+                if name != "obs":
+                    cut[name] = x.clone()
+                    cut[name].select(axis, tip).fill_(-1 if name == "final_at" else 0)
+        at = _lanes(cut.pop("final_at"), axis)
+        lanes = zip(_lanes(self.rows.finals, axis).unbind(0), at.unbind(0), strict=True)
+        return cut | {"finals": torch.cat([x.index_select(0, i[i >= 0].long()) for x, i in lanes])}
+
+
+_COLUMNS = ("obs", "action", "reward", "terminated", "truncated")
+_PIECE = 2**22  # bytes of a piece of a saved ring, about
+
+
+def _lanes(x: Tensor, axis: int) -> Tensor:
+    """With one axis of lanes in front."""
+    return x if axis else x[None]
 
 
 class Ring(Owner):
@@ -102,7 +167,7 @@ class Ring(Owner):
             steps = dataclasses.replace(steps, obs=newest[0], next_obs=newest[1])
         token = self.advance()
         self._forget(first, length)
-        for name in ("obs", "action", "reward", "terminated", "truncated"):
+        for name in _COLUMNS:
             self._write(getattr(rows, name), getattr(steps, name), first)
         self.cursor = (first + length) % whole
         self._write(rows.obs, steps.next_obs.narrow(self.axis, length - 1, 1), self.cursor)
@@ -149,7 +214,7 @@ class Ring(Owner):
         if self.size > 0:
             n, newest = obs.shape[axis + 1], (self.cursor - 1) % self.whole
             done, tip = rows.terminated | rows.truncated, self.cursor * n + torch.arange(n, device=obs.device)
-            lanes = zip(self._lanes(rows.obs).unbind(0), self._lanes(done).unbind(0), strict=True)
+            lanes = zip(_lanes(rows.obs, self.axis).unbind(0), _lanes(done, self.axis).unbind(0), strict=True)
             stacks = torch.stack([frames.stack(x.flatten(0, 1), d.flatten(), tip, n) for x, d in lanes])
             before = torch.cat([(stacks if axis == 1 else stacks[0]).unsqueeze(axis), before], axis)
             begins, given = torch.cat([done.narrow(axis, newest, 1), begins], axis), obs
@@ -174,16 +239,12 @@ class Ring(Owner):
 
     # -- the ends of episodes -------------------------------------------------------------------------------------
 
-    def _lanes(self, x: Tensor) -> Tensor:
-        """With one axis of lanes in front."""
-        return x if self.axis == 1 else x[None]
-
     def _unused(self) -> list[list[int]]:
-        at, places = self._lanes(self.rows.final_at), self.rows.finals.shape[self.axis]
+        at, places = _lanes(self.rows.final_at, self.axis), self.rows.finals.shape[self.axis]
         return [sorted(set(range(places)) - set(lane[lane >= 0].tolist()), reverse=True) for lane in at.unbind(0)]
 
     def _forget(self, first: int, length: int) -> None:
-        at = self._lanes(self.rows.final_at)
+        at = _lanes(self.rows.final_at, self.axis)
         index = torch.arange(first, first + length, device=at.device) % self.whole
         gone = at.index_select(1, index)
         if bool((gone >= 0).any()):
@@ -192,15 +253,15 @@ class Ring(Owner):
         at.index_fill_(1, index, -1)
 
     def _keep_finals(self, steps: Transition, first: int) -> None:
-        done = self._lanes(steps.terminated | steps.truncated)
+        done = _lanes(steps.terminated | steps.truncated, self.axis)
         if not bool(done.any()):
             return
         ends = done.nonzero().tolist()
         needed = max(sum(e[0] == lane for e in ends) - len(free) for lane, free in enumerate(self.free))
         if needed > 0:
             self._grow(needed)
-        at, finals = self._lanes(self.rows.final_at), self._lanes(self.rows.finals)
-        successors = self._lanes(steps.next_obs)
+        at, finals = _lanes(self.rows.final_at, self.axis), _lanes(self.rows.finals, self.axis)
+        successors = _lanes(steps.next_obs, self.axis)
         for lane, t, env in ends:
             place = self.free[lane].pop()
             finals[lane, place] = successors[lane, t, env]
@@ -222,46 +283,35 @@ class Ring(Owner):
 
     # -- to and from records --------------------------------------------------------------------------------------
 
+    def view(self) -> RingRecord:
+        """What is filled, in the ring's own memory: to be read before the next append."""
+        filled = self.size + self.whole - self.capacity
+        names = *_COLUMNS, "final_at"
+        rows: Any = {n: getattr(self.rows, n).narrow(self.axis, 0, filled) for n in names}
+        return RingRecord(dataclasses.replace(self.rows, **rows), self.cursor, self.size)
+
     def gather(self) -> RingRecord:
         """A copy of what is filled, `finals` in the order of their rows: two rings of one history give one record."""
-        filled = self.size + self.whole - self.capacity
-        fields: dict[str, Any] = {}
-        for name in ("obs", "action", "reward", "terminated", "truncated", "final_at"):
-            x: Tensor = getattr(self.rows, name).narrow(self.axis, 0, filled)
-            fields[name] = x.clone()
-        tip = self.cursor  # of the row of newest successors only the observation means anything
-        for name in ("action", "reward", "terminated", "truncated"):
-            fields[name].select(self.axis, tip).zero_()
-        at, finals = self._lanes(fields["final_at"]), self._lanes(self.rows.finals)
-        places = max(int((lane >= 0).sum()) for lane in at.unbind(0))
-        kept = finals.new_zeros(finals.shape[0], places, *finals.shape[2:])
-        for lane in range(at.shape[0]):
-            used = at[lane] >= 0
-            count = int(used.sum())
-            kept[lane, :count] = finals[lane].index_select(0, at[lane][used].long())
-            at[lane][used] = torch.arange(count, dtype=torch.int32, device=at.device)
-        fields["finals"] = kept if self.axis == 1 else kept[0]
-        for name in ("priority", "sums", "top"):
-            x = getattr(self.rows, name)
-            fields[name] = x.clone() if isinstance(x, Tensor) else ()
-        return RingRecord(Rows(**fields), self.cursor, self.size)
+        small, pieces = self.view().apart()
+        return tree.map(torch.clone, small).together(pieces)
 
     @staticmethod
-    def restore(capacity: int, pure: RingRecord, frames: Frames | None = None) -> "Ring":
-        """A ring of its own from a record."""
+    def restore(capacity: int, pure: RingRecord, frames: Frames | None = None, copy: bool = True) -> "Ring":
+        """A ring from a record: of its own, or (`copy=False`) in the record's memory where that has the size."""
         given = pure.rows
         axis = given.reward.dim() - 2
 
         def room(x: Tensor, length: int, fill: int = 0) -> Tensor:
             shape = [*x.shape]
             shape[axis] = length
+            if not copy and x.shape[axis] == length:
+                return x
             out = x.new_full(shape, fill)
             out.narrow(axis, 0, x.shape[axis]).copy_(x)
             return out
 
         length = rows_of(capacity, frames)
-        names = ("obs", "action", "reward", "terminated", "truncated")
-        fields: dict[str, Any] = {n: room(getattr(given, n), length) for n in names}
+        fields: dict[str, Any] = {n: room(getattr(given, n), length) for n in _COLUMNS}
         fields["final_at"] = room(given.final_at, length, -1)
         fields["finals"] = room(given.finals, max(16, given.finals.shape[axis]))
         fields.update(priority=(), sums=(), top=())

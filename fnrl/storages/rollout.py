@@ -104,11 +104,11 @@ class RolloutStorage:
         """On-policy storage has no use for priorities."""
         return state
 
-    def gather(self, state: RolloutState) -> RolloutState:
+    def gather(self, state: RolloutState, copy: bool = True) -> RolloutState:
         """It is a record already."""
         return state
 
-    def restore(self, pure: RolloutState) -> RolloutState:
+    def restore(self, pure: RolloutState, copy: bool = True) -> RolloutState:
         """The same."""
         return pure
 

@@ -154,8 +154,8 @@ def check_value(component: Any) -> None:
 def check_saved(component: Any, what: str, state: Any) -> None:
     """A state becomes a manifest and tensors, and comes back with its bits and its host fields."""
     try:
-        structure, leaves = encode(state)
-        again = decode(json.loads(json.dumps(structure)), {n: x.clone() for n, x in leaves.items()})
+        structure, leaves, pieces = encode(state)
+        again = decode(json.loads(json.dumps(structure)), {n: x.clone() for n, x in leaves.items()}, pieces.read)
     except Exception as e:
         raise LawError(f"{label(component)} breaks the law '{SAVED}': {what}: {e}") from e
     same(component, SAVED, again, state, f"{what} loaded", "saved")

@@ -1,5 +1,6 @@
 """The one actor class: a process that holds one node's state and moves it when asked."""
 
+import dataclasses
 import os
 import time
 import warnings
@@ -28,7 +29,8 @@ class Cell:
         """A fresh state from a key (`how` is init), or one that continues from pure records (restore)."""
         torch.set_num_threads(threads)
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # weights are shared
-        self.run, self.node = unpacked(shipped)
+        run, self.node = unpacked(shipped)
+        self.run = dataclasses.replace(run, copy=True)  # what the driver shares with its rings is not the cell's
         with self.run.executor.opening(self.run, self.node):
             self.state = getattr(self.node, how)(self.run, tree.to_torch(what, self.run.device))
 
