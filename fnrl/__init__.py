@@ -8,11 +8,12 @@ architecture is a composition of nodes that runs in one process or, unchanged, a
 from fnrl import envs, random
 from fnrl.actors import EpsilonGreedy, Gaussian, OffPolicyActorCritic, OnPolicyActorCritic, OrnsteinUhlenbeck
 from fnrl.algos import A2C, DDPG, DQN, PPO, SAC, TD3, Algorithm
-from fnrl.component import Linear, component, hyper, option, setting
+from fnrl.component import Linear, PerLane, component, hyper, option, setting
 from fnrl.errors import (
     CheckpointError,
     CompilerWarning,
     CompositionError,
+    DeadLaneWarning,
     EnvironmentFault,
     ExecutorError,
     NonFiniteError,
@@ -20,6 +21,7 @@ from fnrl.errors import (
 )
 from fnrl.evaluate import Evaluation, evaluate
 from fnrl.executor import Inline, Ray, Resources
+from fnrl.lanes import seeds
 from fnrl.learner import Evaluate, Learner
 from fnrl.networks import CNN, GRU, MLP, module
 from fnrl.optim import SGD, Adam, RMSProp
@@ -39,6 +41,7 @@ from fnrl.storages import (
     Replay,
     Returns,
 )
+from fnrl.sweep import LogUniform, Sweep, Uniform, sweep
 from fnrl.topology import centralised, collect, gradients, synchronous
 
 __version__ = "0.1.0"
@@ -60,6 +63,7 @@ __all__ = [
     "CheckpointError",
     "CompilerWarning",
     "CompositionError",
+    "DeadLaneWarning",
     "EnvironmentFault",
     "EpisodeGoals",
     "EpsilonGreedy",
@@ -74,12 +78,14 @@ __all__ = [
     "Inline",
     "Learner",
     "Linear",
+    "LogUniform",
     "NonFiniteError",
     "NormaliseObs",
     "OffPolicyActorCritic",
     "OnPolicyActorCritic",
     "OrnsteinUhlenbeck",
     "Parts",
+    "PerLane",
     "Policy",
     "Prioritised",
     "RMSProp",
@@ -91,6 +97,8 @@ __all__ = [
     "Scheme",
     "SchemeState",
     "StaleStateError",
+    "Sweep",
+    "Uniform",
     "centralised",
     "collect",
     "component",
@@ -105,7 +113,9 @@ __all__ = [
     "option",
     "random",
     "record",
+    "seeds",
     "setting",
     "static",
+    "sweep",
     "synchronous",
 ]

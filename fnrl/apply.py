@@ -1,15 +1,18 @@
 """What happens to weights: their beginning, and the application of a merged update."""
 
 import dataclasses
+import math
+import warnings
 from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fnrl import tree
 from fnrl.algos.base import AlgoState
-from fnrl.component import Schedule
-from fnrl.errors import NonFiniteError
+from fnrl.component import PerLane, Schedule
+from fnrl.errors import DeadLaneWarning, NonFiniteError
 from fnrl.lift import Run
 from fnrl.merge import merge_moments
 from fnrl.parts import Parts
@@ -19,18 +22,32 @@ from fnrl.types import Moments, Normaliser, Tree, Update, Weights
 
 def first_algo(run: Run, key: Tensor) -> AlgoState:
     """Fresh parameters, optimiser, hyper-parameters and normaliser; version 0."""
-    return run.over_lanes(lambda k: _first(run.parts, k), key)
+    algo = run.over_lanes(lambda k: _first(run.parts, k), key)
+    weights = dataclasses.replace(algo.weights, hyper=hypers_at(run, 0))
+    dead: Tree = () if run.lanes is None else torch.zeros(run.lanes, dtype=torch.bool, device=run.device)
+    return dataclasses.replace(algo, weights=weights, dead=dead)
 
 
 def _first(parts: Parts, key: Tensor) -> AlgoState:
     params = parts.actor.init(key)
     params, target, opt = parts.algo.init(parts.actor, params)
-    hyper = {name: torch.tensor(at(value, 0)) for name, value in parts.hypers().items()}
     normaliser: Tree = ()
     if parts.normalise_obs is not None:
         obs = parts.env.spec.obs
         normaliser = Normaliser(Moments.zeros(obs.shape if isinstance(obs, Box) else ()), parts.normalise_obs.clip)
-    return AlgoState.fresh(Weights(params, target, hyper, normaliser, 0, 0), opt)
+    return AlgoState.fresh(Weights(params, target, {}, normaliser, 0, 0), opt)
+
+
+def hypers_at(run: Run, env_steps: int) -> dict[str, Tensor]:
+    """Every hyper-parameter as the parts declare it after so many environment steps: 0-d, or `[S]` with lanes."""
+    return {n: torch.tensor(_lanes_at(run, x, env_steps), device=run.device) for n, x in run.parts.hypers().items()}
+
+
+def _lanes_at(run: Run, value: float | Schedule, env_steps: int) -> float | list[float]:
+    if run.lanes is None:
+        return at(value, env_steps)
+    each = [value.values[i] if isinstance(value, PerLane) else value for i in run.numbers]
+    return [at(x, env_steps) for x in each]
 
 
 def at(value: float | Schedule, env_steps: int) -> float:
@@ -56,27 +73,64 @@ def apply_update(
 ) -> tuple[AlgoState, dict[str, Tensor]]:
     """The state after a merged update, and its metrics. At the end of a plan observations count and schedules move.
 
-    Errors: NonFiniteError when the loss or the gradient is not finite: the state that was passed in is still good. (One
-    with simulators, cells or a replay behind it has been stepped all the same: `fork` before, or resume from a save.)
+    A lane whose loss or gradient is not finite is dead from there on: nothing of it moves, its metrics are NaN, and no
+    bit of the others changes; `alive` says which are left.
+
+    Errors: NonFiniteError when the loss or the gradient of a solo run, or of every lane, is not finite: the state that
+    was passed in is still good. (One with simulators, cells or a replay behind it has been stepped all the same: `fork`
+    before, or resume from a save.)
     """
     old: Weights = state.weights
     if update.first:
         state = dataclasses.replace(state, stopped=torch.zeros_like(state.stopped))
     after, metrics = run.graph(run.parts.algo.apply)(state, update.grads, update.info)
-    _refuse_non_finite(run, metrics, update, old)
+    dead = _dead(run, metrics, update, state)
+    losing = isinstance(dead, Tensor) and bool(dead.any())
+    after = dataclasses.replace(after, dead=dead)
+    if losing:
+        after = tree.where(dead, dataclasses.replace(state, dead=dead), after)
     env_steps = old.env_steps + update.env_steps
     changes: dict[str, Any] = {"version": old.version + 1, "env_steps": env_steps}
     if update.last:
         if not isinstance(update.moments, tuple):
             merged = merge_moments(run, old.normaliser.moments, update.moments)
-            changes["normaliser"] = dataclasses.replace(old.normaliser, moments=merged)
-        changes["hyper"] = {
-            name: torch.full_like(now, at(value, env_steps)) if moves else now
-            for name, now in old.hyper.items()
-            for value in (run.parts.hypers()[name],)
-            for moves in (isinstance(value, Schedule) and name not in pinned,)
-        }
-    return dataclasses.replace(after, weights=dataclasses.replace(after.weights, **changes)), metrics
+            kept = tree.where(dead, old.normaliser.moments, merged) if losing else merged
+            changes["normaliser"] = dataclasses.replace(old.normaliser, moments=kept)
+        declared = run.parts.hypers()
+        if any(isinstance(x, Schedule) for x in declared.values()):
+            fresh = hypers_at(run, env_steps)
+            changes["hyper"] = {
+                n: fresh[n] if isinstance(declared[n], Schedule) and n not in pinned else now
+                for n, now in old.hyper.items()
+            }
+    after = dataclasses.replace(after, weights=dataclasses.replace(after.weights, **changes))
+    if isinstance(dead, Tensor):
+        metrics = {n: torch.where(dead, math.nan, x) for n, x in metrics.items()} if losing else metrics
+        metrics = {**metrics, "alive": (~dead).float()}
+    return after, metrics
+
+
+def _dead(run: Run, metrics: dict[str, Tensor], update: Update, state: AlgoState) -> Tree:
+    """The lanes that are dead after this update `[S]` (`()` for a solo run), told where they are new."""
+    if run.lanes is None or not isinstance(state.dead, Tensor):
+        _refuse_non_finite(run, metrics, update, state.weights)
+        return ()
+    bad = ~torch.isfinite(metrics["loss"] + metrics["grad_norm"])
+    dead = state.dead | bad
+    if not bool(bad.any()):
+        return dead
+    if bool(dead.all()):
+        _refuse_non_finite(run, metrics, update, state.weights)
+    for i in torch.nonzero(bad & ~state.dead).flatten().tolist():
+        values = ", ".join(f"{n}={float(v[i]):.6g}" for n, v in metrics.items())
+        hyper = ", ".join(f"{n}={float(v[i]):.6g}" for n, v in state.weights.hyper.items())
+        warnings.warn(
+            f"lane {run.numbers[i]} is dead: update {state.weights.version} at node {run.name} is not finite "
+            f"({values}; its hyper-parameters: {hyper}). It stays as it was before; the other lanes go on unchanged",
+            DeadLaneWarning,
+            stacklevel=5,
+        )
+    return dead
 
 
 def _refuse_non_finite(run: Run, metrics: dict[str, Tensor], update: Update, old: Weights) -> None:
@@ -84,7 +138,7 @@ def _refuse_non_finite(run: Run, metrics: dict[str, Tensor], update: Update, old
     if bool(torch.isfinite(total).all()):
         return
     bad = [n for n, v in metrics.items() if not bool(torch.isfinite(v).all())]
-    lanes = "" if run.lanes is None else f" in lanes {torch.nonzero(~torch.isfinite(total)).flatten().tolist()}"
+    lanes = "" if run.lanes is None else " in any lane that is left"
     raise NonFiniteError(
         f"update {old.version} at node {run.name} is not finite{lanes}: {', '.join(bad)} "
         f"({', '.join(f'{n}={v.flatten().tolist()}' for n, v in metrics.items())}); it was not applied"

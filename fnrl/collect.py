@@ -1,6 +1,7 @@
 """Collection: a rollout of T steps from N environments, with the present weights."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from fnrl import random, returns, tree
 from fnrl.envs.base import Step
-from fnrl.errors import NonFiniteError
+from fnrl.errors import DeadLaneWarning, NonFiniteError
 from fnrl.lift import Run
 from fnrl.parts import NormaliseObs, ScaleReward
 from fnrl.record import host, record
@@ -34,12 +35,15 @@ class Tally:
 
 @record
 class CollectState:
-    """Environments, the actor's memory `[N, H]`, the tally, and the key of all noise."""
+    """Environments, the actor's memory `[N, H]`, the tally, the key of all noise, and whether all was finite so far (a
+    solo run that isn't has stopped).
+    """
 
     env: Tree
     memory: Tensor
     tally: Tally
     key: Tensor
+    sound: Tensor
     rollouts: int = host(default=0)
 
 
@@ -50,18 +54,22 @@ def first_state(run: Run, key: Tensor) -> CollectState:
     env = run.over_lanes(parts.env.init, env_key) if parts.env.pure else parts.env.init(env_key)
     n = parts.env.num_envs
 
-    def blank(_: Tensor) -> tuple[Tensor, Tally]:
+    def blank(_: Tensor) -> tuple[Tensor, Tally, Tensor]:
         scale = () if parts.scale_reward is None else ReturnScale(Moments.zeros(()), torch.zeros(n))
-        return parts.actor.memory(n), Tally(torch.zeros(n), torch.zeros(n, dtype=torch.int64), scale)
+        tally = Tally(torch.zeros(n), torch.zeros(n, dtype=torch.int64), scale)
+        return parts.actor.memory(n), tally, torch.ones((), dtype=torch.bool)
 
-    memory, tally = run.over_lanes(blank, key)
-    return CollectState(env, memory, tally, noise_key)
+    memory, tally, sound = run.over_lanes(blank, key)
+    return CollectState(env, memory, tally, noise_key, sound)
 
 
 def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[CollectState, Rollout, Episodes]:
     """`storage.steps` steps: `steps` are `[T, N]`, and episodes that ended stand in `Episodes`.
 
-    Errors: NonFiniteError naming environment, step and key.
+    A lane with something in it that is not finite is told once; its rollout is all zeros, and what can be kept of its
+    state stays as it was, so that nothing of it disturbs a batch, a ring or a checkpoint.
+
+    Errors: NonFiniteError naming environment, step and key, for a solo run.
     """
     parts, axis = run.parts, run.axis
     env, actor, steps = parts.env, parts.actor, parts.storage.steps
@@ -80,13 +88,18 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
         env_state, memory, transition = advance(run, env_state, memory, weights, noise[t], env_noise[t])
         transitions.append(transition)
 
-    rollout = tree.stack(transitions, axis)
-    _refuse_non_finite(run, state, rollout, key)
+    rollout, sound = tree.stack(transitions, axis), state.sound
+    bad = _non_finite(run, state, rollout, key)
+    if isinstance(bad, Tensor):
+        sound = sound & ~bad
+        rollout = tree.where(bad, tree.map(torch.zeros_like, rollout), rollout)
+        memory = tree.where(bad, state.memory, memory)
+        env_state = tree.where(bad, state.env, env_state) if env.pure else env_state
     reward, moments, episodes, tally = run.lift(_account)(
         parts.scale_reward, parts.normalise_obs, rollout, state.tally, weights.hyper
     )
     rollout = dataclasses.replace(rollout, reward=reward)
-    state = dataclasses.replace(state, env=env_state, memory=memory, tally=tally, rollouts=state.rollouts + 1)
+    state = CollectState(env_state, memory, tally, state.key, sound, state.rollouts + 1)
     return state, Rollout(rollout, moments, weights.version, steps * env.num_envs), episodes
 
 
@@ -182,14 +195,30 @@ def _running(reward: Tensor, done: Tensor, carried: Tensor, gamma: Any) -> tuple
     return running, torch.where(done[-1], 0.0, running[-1])
 
 
-def _refuse_non_finite(run: Run, state: CollectState, rollout: Transition, key: Tensor) -> None:
+def _non_finite(run: Run, state: CollectState, rollout: Transition, key: Tensor) -> Tree:
+    """The lanes `[S]` whose rollout is not finite, told where they are new; `()` if there are none."""
+    bad: dict[int | None, str] = {}
     for name in ("next_obs", "reward", "logp"):
         x = getattr(rollout, name)
         if not x.is_floating_point() or bool(torch.isfinite(x).all()):
             continue
-        where = torch.nonzero(~torch.isfinite(x))[0].tolist()
-        lane = "" if run.lanes is None else f"lane {where.pop(0)}, "
-        raise NonFiniteError(
-            f"{name} is not finite: {run.parts.env.spec.name}, {lane}environment {where[1]}, step {where[0]} of "
-            f"rollout {state.rollouts} at node {run.name}; the rollout's key is {key.tolist()}. None of it was learnt"
-        )
+        for lane in (None,) if run.lanes is None else range(run.lanes):
+            wrong = torch.nonzero(~torch.isfinite(x if lane is None else x[lane]))
+            if not len(wrong) or lane in bad:
+                continue
+            step, env = wrong[0].tolist()[:2]
+            who, which = ("", key) if lane is None else (f"lane {run.numbers[lane]}, ", key[lane])
+            bad[lane] = (
+                f"{name} is not finite: {run.parts.env.spec.name}, {who}environment {env}, step {step} of rollout "
+                f"{state.rollouts} at node {run.name}; the rollout's key is {which.tolist()}"
+            )
+    if None in bad:
+        raise NonFiniteError(f"{bad[None]}. None of it was learnt")
+    if not bad:
+        return ()
+    mask = torch.tensor([lane in bad for lane in range(run.lanes or 0)], device=state.sound.device)
+    if not bool((state.sound & ~mask).any()):
+        raise NonFiniteError(f"{next(iter(bad.values()))}. No lane is left")
+    for lane in torch.nonzero(mask & state.sound).flatten().tolist():
+        warnings.warn(f"{bad[lane]}. The lane stands still from here on", DeadLaneWarning, stacklevel=6)
+    return mask

@@ -225,6 +225,10 @@ def _word(kind: Any) -> str:
 def _check(owner: str, name: str, value: Any, limits: Range, default: Any) -> None:
     if value is None and default is None:
         return
+    if isinstance(value, PerLane) and limits.swept:
+        for i, x in enumerate(value.values):
+            _check(owner, f"{name} (lane {i})", x, limits, ...)
+        return
     if isinstance(value, Schedule) and limits.swept and not isinstance(value, type):
         for end in value.ends():
             _check(owner, f"{name} (an end of its schedule)", end, limits, default)
@@ -243,7 +247,12 @@ def with_parts(components: Iterable[Any]) -> Iterator[Any]:
     for part in components:
         yield part
         held = (getattr(part, f.name) for f in dataclasses.fields(part))
-        yield from with_parts(x for x in held if type(x) in _MADE)
+        yield from with_parts(x for x in held if is_component(x))
+
+
+def is_component(x: Any) -> bool:
+    """Whether `x` is an instance of a class made by `component`."""
+    return type(x) in _MADE
 
 
 def hypers(*components: Any) -> dict[str, float | Schedule]:
@@ -310,3 +319,21 @@ class Linear:
 
     def ends(self) -> tuple[float, float]:
         return min(self.start, self.end), max(self.start, self.end)
+
+
+@component
+class PerLane:
+    """A hyper-parameter's value, or schedule, in each lane of a program: what `fnrl.sweep` puts into the parts."""
+
+    values: tuple[float | Schedule, ...] = option(help="one for each lane")
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, tuple) or not self.values:
+            raise TypeError(f"PerLane.values must be a tuple with a value for each lane, got {self.values!r}")
+
+    def __call__(self, env_steps: int) -> float:
+        raise TypeError(f"{self!r} has a value for each lane: train it with a key per lane")
+
+    def ends(self) -> tuple[float, float]:
+        ends = [e for x in self.values for e in (x.ends() if isinstance(x, Schedule) else (x, x))]
+        return min(ends), max(ends)

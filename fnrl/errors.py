@@ -9,6 +9,10 @@ class NonFiniteError(ArithmeticError):
     """A NaN or an infinity in an observation, reward, loss or parameter: where, and with which key to find it again."""
 
 
+class DeadLaneWarning(UserWarning):
+    """A lane of seeds turned non-finite and stands still from there on; the others go on."""
+
+
 class EnvironmentFault(RuntimeError):
     """An environment raised, hung, died, or broke its own declaration (shape, dtype, seed).
 

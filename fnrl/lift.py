@@ -31,6 +31,7 @@ class Run:
     compile: bool = False
     device: str = "cpu"
     copy: bool = True  # whether gather and restore copy rings, or share their memory
+    which: tuple[int, ...] = ()  # the numbers of the lanes, where they aren't 0, 1, ...
 
     def child(self, i: int) -> "Run":
         """The run of the i-th replica below this node."""
@@ -40,6 +41,11 @@ class Run:
     def name(self) -> str:
         """`0.1` for the second replica of the first replica; `root` at the top."""
         return ".".join(map(str, self.path)) or "root"
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The number of each lane: it keeps it when others are dropped."""
+        return self.which or tuple(range(self.lanes or 0))
 
     @property
     def axis(self) -> int:

@@ -1,12 +1,12 @@
 """A scheme: parts, a topology, and where it runs. State in, state out."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fnrl import tree
+from fnrl import lanes, tree
 from fnrl.component import nearest
 from fnrl.errors import CompositionError
 from fnrl.executor.base import Executor
@@ -24,6 +24,7 @@ class SchemeState:
 
     node: Tree
     lanes: int | None = host(default=None)
+    which: tuple[int, ...] = host(default=())  # the lanes' numbers, where they aren't 0, 1, ...
 
     @property
     def weights(self) -> Weights:
@@ -80,42 +81,53 @@ class Scheme:
         """Updates of one plan."""
         return self.parts.storage.updates(self.parts.algo.plan, self.topology.envs(self.parts))
 
-    def _run(self, lanes: int | None, copy: bool = True) -> Run:
-        return Run(self.parts, self.executor, (), lanes, self.compile, self.device, copy)
+    def _run(self, state: SchemeState, copy: bool = True) -> Run:
+        return Run(self.parts, self.executor, (), state.lanes, self.compile, self.device, copy, state.which)
+
+    def _with(self, state: SchemeState, node: Tree) -> SchemeState:
+        return SchemeState(node, state.lanes, state.which)
 
     def init(self, key: Tensor) -> SchemeState:
-        """A fresh run from one key, or from one key per lane."""
+        """A fresh run from one key `[2]`, or from one key per lane `[S, 2]`.
+
+        One lane alone runs twice, as its own shadow: products round alike from two lanes on.
+
+        Errors: CompositionError when the parts are swept over another number of lanes, or so many need more memory than
+        there is.
+        """
         is_key = isinstance(key, Tensor) and key.dtype == torch.int32
-        if not is_key or key.dim() not in (1, 2) or key.shape[-1] != 2:
+        if not is_key or key.dim() not in (1, 2) or key.shape[-1] != 2 or not len(key):
             got = f"{key.dtype}{list(key.shape)}" if isinstance(key, Tensor) else repr(key)
             seed = key if isinstance(key, int) else "seed"
             raise ValueError(f"init takes a key [2] or keys [S, 2], as fnrl.key({seed}) makes them; got {got}")
-        lanes = None if key.dim() == 1 else key.shape[0]
-        run = self._run(lanes)
+        one = key.shape[0] == 1 and key.dim() == 2
+        blank = SchemeState((), 2, (0, 0)) if one else SchemeState((), None if key.dim() == 1 else key.shape[0])
+        key, run = (key.expand(2, 2) if one else key), self._run(blank)
+        lanes.check(run, self.topology)
         with self.executor.opening(run, self.topology):
-            return SchemeState(self.topology.init(run, key.to(self.device)), lanes)
+            return self._with(blank, self.topology.init(run, key.to(self.device)))
 
     def step(self, state: SchemeState, updates: int = 1) -> tuple[SchemeState, Info]:
         """`updates` updates; the metrics are their means. Nothing of `state` changes."""
         if updates < 1:
             raise ValueError(f"step(updates={updates}): expected at least 1")
-        run, infos, node = self._run(state.lanes), [], state.node
+        run, infos, node = self._run(state), [], state.node
         for _ in range(updates):
             node, _, info = self.topology.step(run, node)
             infos.append(info)
-        return SchemeState(node, state.lanes), infos[0] if updates == 1 else merge_infos(infos)
+        return self._with(state, node), infos[0] if updates == 1 else merge_infos(infos)
 
     def gather(self, state: SchemeState, copy: bool = True) -> SchemeState:
         """The state as pure records, tokens replaced by what they stand for: to save, compare, and resume on any
         executor. With `copy=False` it shares the memory of rings: save it before the next step, and let go of it.
         """
-        return SchemeState(self.topology.gather(self._run(state.lanes, copy), state.node), state.lanes)
+        return self._with(state, self.topology.gather(self._run(state, copy), state.node))
 
     def restore(self, pure: SchemeState, copy: bool = True) -> SchemeState:
         """A state that can be stepped, from a gathered one; with `copy=False` in its memory, so that it is used up."""
-        run = self._run(pure.lanes, copy)
+        run = self._run(pure, copy)
         with self.executor.opening(run, self.topology):
-            return SchemeState(self.topology.restore(run, pure.node), pure.lanes)
+            return self._with(pure, self.topology.restore(run, pure.node))
 
     def fork(self, state: SchemeState) -> SchemeState:
         """A copy that can be stepped apart from `state`."""
@@ -123,10 +135,26 @@ class Scheme:
 
     def close(self, state: SchemeState) -> None:
         """Closes simulators and cells behind a state."""
-        self.topology.close(self._run(state.lanes), state.node)
+        self.topology.close(self._run(state), state.node)
 
-    def set(self, state: SchemeState, **hyper: float) -> SchemeState:
-        """A state with hyper-parameters set from now on; a schedule of the same name no longer moves it.
+    def select(self, state: SchemeState, numbers: Sequence[int]) -> SchemeState:
+        """A state of some lanes, which go on bit for bit as they would have; lanes keep their numbers.
+
+        One lane alone runs twice, as its own shadow: products round alike from two lanes on. `state` stays as it is;
+        close it if it isn't stepped any more. Errors: ValueError for a lane that isn't there.
+        """
+        places, which = lanes.places(state, numbers)
+        pure = lanes.pick(self.gather(state, copy=False).node, places, state.lanes or 0)
+        return self.restore(SchemeState(pure, len(which), which), copy=False)
+
+    def drop(self, state: SchemeState, *numbers: int) -> SchemeState:
+        """The state without some lanes: `select` of the others."""
+        lanes.places(state, numbers)
+        return self.select(state, [i for i in lanes.numbers(state) if i not in numbers])
+
+    def set(self, state: SchemeState, **hyper: float | Sequence[float]) -> SchemeState:
+        """A state with hyper-parameters set from now on, to a number, or to one for each lane; a schedule of the same
+        name no longer moves it.
 
         Errors: ValueError for an unknown name (with the nearest) or a value out of range.
         """
@@ -134,10 +162,10 @@ class Scheme:
         for name, value in hyper.items():
             if name not in algo.weights.hyper:
                 raise ValueError(f"no part has a hyper-parameter {name!r}{nearest(name, algo.weights.hyper)}")
-            if not isinstance(value, int | float):
-                raise ValueError(f"set({name}={value!r}): expected a number; a schedule belongs into the parts")
-            self.parts.check_hyper(name, value)
-        new = {n: torch.full_like(v, hyper[n]) if n in hyper else v for n, v in algo.weights.hyper.items()}
+            for x in lanes.each(name, value, state.lanes):
+                self.parts.check_hyper(name, x)
+        old = algo.weights.hyper
+        new = {n: v.new_tensor(hyper[n]).expand_as(v).clone() if n in hyper else v for n, v in old.items()}
         algo = dataclasses.replace(algo, weights=dataclasses.replace(algo.weights, hyper=new))
         pinned = tuple(dict.fromkeys((*node.pinned, *hyper)))
         return dataclasses.replace(state, node=dataclasses.replace(node, algo=algo, pinned=pinned))

@@ -6,9 +6,11 @@ it stands, not on when or where it runs.
 """
 
 import dataclasses
+import math
 import time
 from typing import Any, ClassVar, NoReturn, Protocol
 
+import torch
 from torch import Tensor
 
 from fnrl import random
@@ -110,7 +112,8 @@ class Collect:
         """One rollout of `storage.steps` steps."""
         begin = time.perf_counter()
         state, rollout, episodes = collect_rollout(run, state, weights)
-        return state, rollout, Info({}, (episodes,), {"time/collect": time.perf_counter() - begin})
+        metrics = {} if run.lanes is None else {"sound": state.sound.float()}
+        return state, rollout, Info(metrics, (episodes,), {"time/collect": time.perf_counter() - begin})
 
     def gather(self, run: Run, state: CollectState) -> CollectState:
         """With the simulators' states as records."""
@@ -188,7 +191,10 @@ class Gradients:
         state = dataclasses.replace(state, storage=storage)
         last = state.cursor + 1 == state.batches.updates
         moments = state.moments if last else ()
-        update = Update(grads, aux.info, moments, first, last, env_steps, weights.version)
+        told = aux.info
+        if "sound" in info.metrics:  # a lane whose rollouts aren't is dead to the algorithm as well
+            told = {**told, "loss": torch.where(info.metrics["sound"] < 1.0, math.nan, told["loss"])}
+        update = Update(grads, told, moments, first, last, env_steps, weights.version)
         if last:
             state = dataclasses.replace(state, batches=(), moments=(), cursor=0, plans=state.plans + 1)
         else:

@@ -14,6 +14,8 @@ FLOORS = [
     {"parts", "graphs", "lift", "merge", "collect", "apply", "executor", "topology"},
     {
         "scheme",
+        "lanes",
+        "sweep",
         "config",
         "evaluate",
         "history",

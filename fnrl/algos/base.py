@@ -15,14 +15,15 @@ from fnrl.types import Aux, Layout, Params, Plan, Sampling, Tree, Weights
 
 @record
 class AlgoState:
-    """Weights, and what stays at home: the optimiser's memory, whether the rest of this plan is skipped, and the number
-    of updates tried.
+    """Weights, and what stays at home: the optimiser's memory, whether the rest of this plan is skipped, the number of
+    updates tried, and the lanes that are dead.
     """
 
     weights: Weights
     opt: Tree
     stopped: Tensor
     updates: Tensor
+    dead: Tree = ()  # with lanes, which of them turned non-finite `[S]`
 
     @staticmethod
     def fresh(weights: Weights, opt: Tree) -> "AlgoState":

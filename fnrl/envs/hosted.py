@@ -23,7 +23,7 @@ from fnrl.component import component, option, setting
 from fnrl.envs.base import Step
 from fnrl.envs.goals import Judge
 from fnrl.envs.simulator import Array, Make, open_environment, probe
-from fnrl.envs.vectors import InProcess, SimulatorError, Slots, Subprocesses, first_non_finite
+from fnrl.envs.vectors import InProcess, SimulatorError, Slots, Subprocesses, first_non_finite, non_finite
 from fnrl.errors import CheckpointError, CompositionError, EnvironmentFault, NonFiniteError
 from fnrl.record import host, record
 from fnrl.spaces import Box, EnvSpec
@@ -59,6 +59,7 @@ class Simulators(Owner):
         action = env.spec.action
         self.env, self.keys, self.lead, self.episodes = env, keys, tuple(keys.shape[:-1]), episodes
         self.shape, self.flat = (*self.lead, *action.shape), (len(episodes), *action.shape)
+        self.lanes = len(self.lead) > 1
         self.dtype = np.dtype(action.dtype if isinstance(action, Box) else np.int64)
         self.log: list[Array] = []  # actions [n, ...] of every step since the oldest running episode began
         self.begun = [0] * len(episodes)  # where in the log each episode began
@@ -73,12 +74,19 @@ class Simulators(Owner):
         return HostedState(self._first(), self.token())
 
     def step(self, action: Tensor) -> tuple[HostedState, Step]:
-        """One step of every simulator; those whose episode ended begin their next one."""
+        """One step of every simulator; those whose episode ended begin their next one.
+
+        With lanes an action that is not finite becomes 0, and a simulator that gives a reward or an observation that is
+        not begins a new episode: the lanes beside it go on.
+        """
         actions, out = self._actions(action), self.slots.take()
         with _Closing(self):
             ended = self.vector.step(actions.copy(), out)
-            self._refuse_non_finite("reward", out.arrays[1])
-            self._refuse_non_finite("observation", out.arrays[0])
+            if self.lanes:  # who is not finite begins anew, and its lane is dead to the collector
+                ended = sorted({*ended, *non_finite(out.arrays[1]), *non_finite(out.arrays[0])})
+            else:
+                self._refuse_non_finite("reward", out.arrays[1])
+                self._refuse_non_finite("observation", out.arrays[0])
         first = out.tensors[0]
         if ended:
             first = first.clone()
@@ -183,6 +191,8 @@ class Simulators(Owner):
         plain = action.is_cpu and not action.requires_grad  # then a fifth of the cost
         actions = (action.numpy() if plain else action.numpy(force=True)).reshape(self.flat).astype(self.dtype)
         i = first_non_finite(actions)
+        if i is not None and self.lanes:
+            return np.nan_to_num(actions, posinf=0.0, neginf=0.0)
         if i is not None:
             raise NonFiniteError(f"{self._where(i)}: the action is not finite: {actions[i]}; no simulator was stepped")
         return actions
@@ -194,7 +204,7 @@ class Simulators(Owner):
 
     def _where(self, i: int, starting: Sequence[int | None] | None = None) -> str:
         n = self.env.num_envs
-        lane = f"lane {i // n}, " if len(self.lead) > 1 else ""
+        lane = f"lane {i // n}, " if self.lanes else ""
         episodes = [e if j == i else None for j, e in enumerate(self.episodes if starting is None else starting)]
         when = f"step {len(self.log) - self.begun[i] + 1}" if starting is None else "reset"
         episode = f"episode {episodes[i]} (seed {self._seeds_of(episodes)[i]})"

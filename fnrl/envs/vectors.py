@@ -33,15 +33,20 @@ def _ones(size: int, dtype: Any) -> Array:
     return np.ones(size, dtype)
 
 
-def first_non_finite(x: Array) -> int | None:
-    """The first row of `[n, ...]` with a NaN or an infinity, if there is one."""
+def non_finite(x: Array) -> list[int]:
+    """The rows of `[n, ...]` with a NaN or an infinity."""
     if x.dtype.kind != "f":
-        return None
+        return []
     total = sum(x.tolist()) if x.ndim == 1 else x.ravel().dot(_ones(x.size, x.dtype))
     if math.isfinite(total):  # several times as fast as isfinite(x).all()
-        return None
-    rows = np.nonzero(~np.isfinite(x))[0]
-    return int(rows[0]) if rows.size else None
+        return []
+    return np.unique(np.nonzero(~np.isfinite(x))[0]).tolist()
+
+
+def first_non_finite(x: Array) -> int | None:
+    """The first of them, if there is one."""
+    rows = non_finite(x)
+    return rows[0] if rows else None
 
 
 class Slot(NamedTuple):

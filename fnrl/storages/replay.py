@@ -102,7 +102,7 @@ class Replay:
             self.hindsight.check(actor.spec, env)
             if self.frames is not None:
                 raise CompositionError(f"Replay takes {self.frames!r} or {self.hindsight!r}, not both")
-        need, have = self._bytes(actor, envs), _memory()
+        need, have = self.nbytes(actor, envs), memory()
         if need > have:
             raise CompositionError(
                 f"Replay(capacity={self.capacity}) needs {need / 1e9:.1f} GB for {actor.spec.obs}, the machine has "
@@ -231,8 +231,7 @@ class Replay:
         """The errors `[B]` of the samples at `rows` become their priorities, in place."""
         if self.prioritised is None or isinstance(priority, tuple) or isinstance(state.token, tuple):
             return state
-        if not bool(torch.isfinite(priority).all()):
-            return state  # the loss isn't either, and the update is about to be refused
+        priority = torch.where(torch.isfinite(priority), priority, 1.0)  # else the loss isn't, and nothing is learnt
         ring: Ring = state.token.take()
         token = ring.advance()
         ring.prioritise(data.index.gather(-1, rows), _power(priority + self.prioritised.eps, self.prioritised.alpha))
@@ -290,7 +289,9 @@ class Replay:
         counted = state.collected - self._first(envs) + self.steps * envs
         return math.floor(plan.ratio * counted + 1e-9) - state.updates
 
-    def _bytes(self, actor: OffPolicyActorCritic, envs: int) -> int:
+    def nbytes(self, actor: OffPolicyActorCritic, envs: int) -> int:
+        """Of a ring for so many environments."""
+
         def size(space: Space) -> int:
             return math.prod(space.shape) * torch.empty(0, dtype=space.stored).element_size()
 
@@ -306,6 +307,6 @@ def _power(x: Tensor, exponent: float | Tensor) -> Tensor:
     return torch.exp(exponent * torch.log(x))
 
 
-def _memory() -> int:
+def memory() -> int:
     """Bytes of the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
