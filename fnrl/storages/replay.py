@@ -231,10 +231,15 @@ class Replay:
         """The errors `[B]` of the samples at `rows` become their priorities, in place."""
         if self.prioritised is None or isinstance(priority, tuple) or isinstance(state.token, tuple):
             return state
-        priority = torch.where(torch.isfinite(priority), priority, 1.0)  # else the loss isn't, and nothing is learnt
+        bad = ~torch.isfinite(priority).all(-1)
+        if bool(bad.all()):
+            return state  # the loss isn't either, and the update is about to be refused
         ring: Ring = state.token.take()
         token = ring.advance()
-        ring.prioritise(data.index.gather(-1, rows), _power(priority + self.prioritised.eps, self.prioritised.alpha))
+        index, new = data.index.gather(-1, rows), _power(priority + self.prioritised.eps, self.prioritised.alpha)
+        if priority.dim() > 1 and bool(bad.any()):  # a lane that is about to be given up keeps what it had
+            new = torch.where(bad[..., None], ring.rows.priority.gather(-1, index), new)
+        ring.prioritise(index, new)
         return dataclasses.replace(state, token=token)
 
     def gather(self, state: ReplayState, copy: bool = True) -> ReplayRecord:
