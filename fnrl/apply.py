@@ -38,16 +38,16 @@ def _first(parts: Parts, key: Tensor) -> AlgoState:
     return AlgoState.fresh(Weights(params, target, {}, normaliser, 0, 0), opt)
 
 
-def hypers_at(run: Run, env_steps: int) -> dict[str, Tensor]:
-    """Every hyper-parameter as the parts declare it after so many environment steps: 0-d, or `[S]` with lanes."""
-    return {n: torch.tensor(_lanes_at(run, x, env_steps), device=run.device) for n, x in run.parts.hypers().items()}
+def hypers_at(run: Run, env_steps: int, but: Collection[str] = ()) -> dict[str, Tensor]:
+    """Hyper-parameters as the parts declare them after so many environment steps: 0-d, or `[S]` with lanes."""
 
+    def each(value: float | Schedule) -> float | list[float]:
+        if run.lanes is None:
+            return at(value, env_steps)
+        return [at(value.values[i] if isinstance(value, PerLane) else value, env_steps) for i in run.numbers]
 
-def _lanes_at(run: Run, value: float | Schedule, env_steps: int) -> float | list[float]:
-    if run.lanes is None:
-        return at(value, env_steps)
-    each = [value.values[i] if isinstance(value, PerLane) else value for i in run.numbers]
-    return [at(x, env_steps) for x in each]
+    found = {n: x for n, x in run.parts.hypers().items() if n not in but}
+    return {n: torch.tensor(each(x), device=run.device) for n, x in found.items()}
 
 
 def at(value: float | Schedule, env_steps: int) -> float:
@@ -61,10 +61,8 @@ def declared(run: Run, state: AlgoState, pinned: Collection[str], settled: bool)
     A schedule is fixed for the length of a plan: inside one (not `settled`) it keeps its value until the plan's end.
     """
     weights: Weights = state.weights
-    hyper = dict(weights.hyper)
-    for name, value in run.parts.hypers().items():
-        if name not in pinned and (settled or not isinstance(value, Schedule)):
-            hyper[name] = torch.full_like(hyper[name], at(value, weights.env_steps))
+    stay = {n for n, x in run.parts.hypers().items() if n in pinned or (not settled and isinstance(x, Schedule))}
+    hyper = {**weights.hyper, **hypers_at(run, weights.env_steps, stay)}
     return dataclasses.replace(state, weights=dataclasses.replace(weights, hyper=hyper))
 
 
@@ -96,13 +94,8 @@ def apply_update(
             merged = merge_moments(run, old.normaliser.moments, update.moments)
             kept = tree.where(dead, old.normaliser.moments, merged) if losing else merged
             changes["normaliser"] = dataclasses.replace(old.normaliser, moments=kept)
-        declared = run.parts.hypers()
-        if any(isinstance(x, Schedule) for x in declared.values()):
-            fresh = hypers_at(run, env_steps)
-            changes["hyper"] = {
-                n: fresh[n] if isinstance(declared[n], Schedule) and n not in pinned else now
-                for n, now in old.hyper.items()
-            }
+        stay = {n for n, x in run.parts.hypers().items() if n in pinned or not isinstance(x, Schedule)}
+        changes["hyper"] = {**old.hyper, **hypers_at(run, env_steps, stay)}
     after = dataclasses.replace(after, weights=dataclasses.replace(after.weights, **changes))
     if isinstance(dead, Tensor):
         metrics = {n: torch.where(dead, math.nan, x) for n, x in metrics.items()} if losing else metrics
