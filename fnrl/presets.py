@@ -39,6 +39,33 @@ _BULLET: Values = {
     "scale_reward": True,
 }
 
+_REACH: Values = {
+    "algo": "SAC",
+    "algo.lr": 1e-3,
+    "algo.gamma": 0.95,
+    "algo.ratio": 0.5,
+    "storage.capacity": 100_000,
+    "storage.steps": 10,
+    "storage.hindsight": True,
+    "actor.policy.hidden": (64, 64),
+    "actor.critic.hidden": (64, 64),
+    "normalise_obs": True,
+}
+
+_BITS: Values = {
+    "num_envs": 64,
+    "algo": "DQN",
+    "algo.lr": 1e-3,
+    "algo.gamma": 0.95,
+    "algo.ratio": 1 / 32,
+    "algo.batch": 128,
+    "algo.target_every": 50,
+    "storage.steps": 4,
+    "storage.hindsight": True,
+    "actor.critic.hidden": (256,),
+    "actor.explore.epsilon": 0.2,
+}
+
 # what an algorithm needs of the other parts, whatever the environment
 _PLAIN: Mapping[str, Values] = {
     "TD3": {"actor.stochastic": False, "actor.explore": "Gaussian"},
@@ -55,6 +82,8 @@ PRESETS: Mapping[str, Mapping[str, Values]] = {
     "HopperBulletEnv-v0": {"PPO": _BULLET},
     "HumanoidBulletEnv-v0": {"PPO": _BULLET},
     "Walker2DBulletEnv-v0": {"PPO": _BULLET},
+    "PandaReach-v3": {"SAC": _REACH},
+    "BitFlipping": {"DQN": _BITS},
 }
 
 

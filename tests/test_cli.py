@@ -17,7 +17,7 @@ from fnrl.cli import main
 from fnrl.cli.commands import _read_train
 from fnrl.cli.options import build
 from fnrl.presets import PRESETS
-from fnrl.spaces import Box, Discrete, EnvSpec
+from fnrl.spaces import Box, Discrete, EnvSpec, Goal
 
 SMALL = "--num-envs 2 --storage.steps 16 --algo.epochs 1 --algo.minibatches 2 --actor.policy.hidden 8"
 
@@ -138,6 +138,17 @@ def test_dqn_on_the_command_line():
     assert parts == fnrl.Parts(parts.env, actor, fnrl.DQN(target_every=50), fnrl.Replay())
 
 
+def test_hindsight_on_the_command_line():
+    parts = made("--env BitFlipping --env.n 7 --storage.hindsight.strategy FinalGoals --storage.hindsight.goals 2")
+    env = fnrl.envs.BitFlipping(7, num_envs=64)
+    hidden, explore = fnrl.MLP((256,), torch.relu), fnrl.EpsilonGreedy(epsilon=0.2)
+    actor = fnrl.OffPolicyActorCritic(env.spec, None, hidden, critics=1, explore=explore)
+    algo = fnrl.DQN(lr=1e-3, gamma=0.95, ratio=1 / 32, batch=128, target_every=50)
+    hindsight = fnrl.Hindsight(goals=2.0, strategy=fnrl.FinalGoals())
+    assert parts == fnrl.Parts(env, actor, algo, fnrl.Replay(steps=4, hindsight=hindsight))
+    assert made("--env BitFlipping --no-storage.hindsight").storage == fnrl.Replay(steps=4)
+
+
 def test_presets_are_defaults_that_options_override(monkeypatch):
     spec = EnvSpec("HalfCheetahBulletEnv-v0", Box((26,)), Box((6,), -1.0, 1.0))
     monkeypatch.setattr("fnrl.envs.hosted.probe", lambda *_, **__: spec)
@@ -155,9 +166,11 @@ def test_presets_are_defaults_that_options_override(monkeypatch):
 @pytest.mark.parametrize("env", PRESETS)
 def test_presets_name_options_there_are_and_compose(env, monkeypatch):
     spaces = (Box((4,)), Discrete(2)) if env.startswith("CartPole") else (Box((26,)), Box((6,), -1.0, 1.0))
-    monkeypatch.setattr("fnrl.envs.hosted.probe", lambda *_, **__: EnvSpec(env, *spaces))
+    goal = Goal(20, 3) if env.startswith("Panda") else None
+    monkeypatch.setattr("fnrl.envs.hosted.probe", lambda *_, **__: EnvSpec(env, *spaces, goal))
+    monkeypatch.setattr(fnrl.envs.GymVector, "judge", lambda self, a, d: (a.new_zeros(a.shape[:-1]), ()))
     _, values = _read_train(["--env", env])
-    assert set(PRESETS[env]["PPO"]) <= set(values)
+    assert set(next(iter(PRESETS[env].values()))) <= set(values)
     parts = made(f"--env {env}")
     fnrl.Scheme(parts, fnrl.centralised(fnrl.gradients(fnrl.collect)))
 

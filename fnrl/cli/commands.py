@@ -176,7 +176,7 @@ def _common(parser: Any) -> None:
 def _read_train(words: Words) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser = _parser("train", "Trains an agent, and leaves a run directory.", _TRAIN_EPILOG)
     run = parser.add_argument_group("the run")
-    run.add_argument("--env", required=True, help="CartPole (on tensors), or a gymnasium id such as CartPole-v1")
+    run.add_argument("--env", required=True, help="CartPole or BitFlipping (on tensors), or a gymnasium id")
     run.add_argument("--steps", type=_count, default=1_000_000, help="environment steps to learn from [1000000]")
     run.add_argument("--seed", type=int, default=0, help="of everything [0]")
     run.add_argument("--dir", type=Path, help="run directory [runs/ENV-ALGO-SEED-TIME]")

@@ -17,11 +17,22 @@ from fnrl.actors.exploration import Exploration
 from fnrl.algos import A2C, DDPG, DQN, PPO, SAC, TD3
 from fnrl.component import Linear, Schedule, help_of, limits_of
 from fnrl.config import ACTIVATIONS
-from fnrl.envs import CartPole, GymVector, gym
+from fnrl.envs import BitFlipping, CartPole, GymVector, gym
 from fnrl.networks import CNN, GRU, MLP, Network
 from fnrl.optim import SGD, Adam, Optimiser, RMSProp
 from fnrl.parts import NormaliseObs, Parts, ScaleReward
-from fnrl.storages import GAE, Frames, Prioritised, Replay, Returns
+from fnrl.storages import (
+    GAE,
+    EpisodeGoals,
+    FinalGoals,
+    Frames,
+    FutureGoals,
+    Hindsight,
+    Prioritised,
+    Replay,
+    Returns,
+)
+from fnrl.storages.hindsight import Goals
 
 Values = Mapping[str, Any]
 
@@ -32,6 +43,8 @@ _FAMILIES: dict[Any, tuple[type, ...]] = {
     GRU: (GRU,),
     Prioritised: (Prioritised,),
     Frames: (Frames,),
+    Hindsight: (Hindsight,),
+    Goals: (FutureGoals, FinalGoals, EpisodeGoals),
     NormaliseObs: (NormaliseObs,),
     ScaleReward: (ScaleReward,),
 }
@@ -40,6 +53,7 @@ _PARTS: dict[str, tuple[Any, ...]] = {
     "storage": (GAE, Returns, Replay),
     "actor": (OnPolicyActorCritic, OffPolicyActorCritic),
 }
+_PURE = {c.__name__: c for c in (CartPole, BitFlipping)}
 _ELSEWHERE = {"spec", "env", "wrappers"}  # found from the environment, or not to be said on a command line
 _RENAMED = {"env.num_envs": "num_envs"}
 
@@ -92,8 +106,8 @@ class _Slot:
 
 
 def env_class(env: str) -> type:
-    """CartPole is the pure one; any other name is a gymnasium id."""
-    return CartPole if env == CartPole.__name__ else GymVector
+    """A pure environment by its name; any other name is a gymnasium id."""
+    return _PURE.get(env, GymVector)
 
 
 def options(env: str, defaults: Values, chosen: Values, steps: int) -> Iterator[Option]:
@@ -105,8 +119,8 @@ def options(env: str, defaults: Values, chosen: Values, steps: int) -> Iterator[
 
 def build(env: str, values: Values) -> Parts:
     """The parts that some values describe. Errors: CompositionError, and ValueError or TypeError for a bad value."""
-    if env_class(env) is CartPole:
-        vector: Any = _make("env", CartPole, None, values, {})
+    if env in _PURE:
+        vector: Any = _make("env", _PURE[env], None, values, {})
     else:
         given = {f.name: values[_name("env", f.name)] for f in _own(GymVector) if _name("env", f.name) in values}
         kwargs = dict(given.pop("kwargs", ()))
