@@ -40,9 +40,10 @@ from fnrl.storages import (
     Prioritised,
     Replay,
     Returns,
+    VTrace,
 )
 from fnrl.sweep import LogUniform, Sweep, Uniform, sweep
-from fnrl.topology import centralised, collect, gradients, synchronous
+from fnrl.topology import asynchronous, centralised, collect, gradients, synchronous
 
 __version__ = "0.1.0"
 
@@ -99,6 +100,8 @@ __all__ = [
     "StaleStateError",
     "Sweep",
     "Uniform",
+    "VTrace",
+    "asynchronous",
     "centralised",
     "collect",
     "component",

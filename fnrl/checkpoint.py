@@ -175,7 +175,7 @@ def load(path: str | os.PathLike[str], like: Any = ANY) -> Checkpoint:
 
     `like` is a tree whose values don't matter: compared are classes, dict keys, static fields, and the shapes and
     dtypes of leaves; host fields are the checkpoint's own. `ANY` stands where anything goes (plans, rings, simulators:
-    what they hold depends on where the run stood), so `SchemeState(CentralisedState(algo, ANY), lanes)` checks the
+    what they hold depends on where the run stood), so `SchemeState(RootState(algo, ANY), lanes)` checks the
     algorithm's state with its parameters and, by their leading axis, the lanes.
     Errors: CheckpointError when it is missing, damaged, of a newer format, or differs from `like` (at the paths named).
     """

@@ -1,6 +1,7 @@
 """Collection: a rollout of T steps from N environments, with the present weights."""
 
 import dataclasses
+import math
 import warnings
 from typing import Any
 
@@ -64,7 +65,8 @@ def first_state(run: Run, key: Tensor) -> CollectState:
 
 
 def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[CollectState, Rollout, Episodes]:
-    """`storage.steps` steps: `steps` are `[T, N]`, and episodes that ended stand in `Episodes`.
+    """`storage.steps` steps: `steps` are `[T, N]`, and episodes that ended stand in `Episodes`. One that was stopped
+    early is filled up, and says what is `valid`.
 
     A lane with something in it that is not finite is told once; its rollout is all zeros, and what can be kept of its
     state stays as it was, so that nothing of it disturbs a batch, a ring or a checkpoint.
@@ -84,9 +86,13 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
         env_noise = _per_step(run.lift(env.noise)(keys.select(-2, 1), steps), axis)
 
     env_state, memory, transitions = state.env, state.memory, []
+    least = steps if run.least is None else max(1, math.ceil(run.least * steps))
     for t in range(steps):
         env_state, memory, transition = advance(run, env_state, memory, weights, noise[t], env_noise[t])
         transitions.append(transition)
+        if least <= t + 1 < steps and run.executor.stopped(run, state.rollouts, t + 1):
+            break
+    length = len(transitions)
 
     rollout, sound = tree.stack(transitions, axis), state.sound
     bad = _non_finite(run, state, rollout, key)
@@ -98,9 +104,32 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
     reward, moments, episodes, tally = run.lift(_account)(
         parts.scale_reward, parts.normalise_obs, rollout, state.tally, weights.hyper
     )
-    rollout = dataclasses.replace(rollout, reward=reward)
+    made = Rollout(dataclasses.replace(rollout, reward=reward), moments, weights.version, length * env.num_envs)
     state = CollectState(env_state, memory, tally, state.key, sound, state.rollouts + 1)
-    return state, Rollout(rollout, moments, weights.version, steps * env.num_envs), episodes
+    return state, made if length == steps else _filled(run, made, steps), episodes
+
+
+def cut(run: Run, rollout: Rollout) -> Rollout:
+    """A rollout that what comes after it does not continue: its last step counts as cut off by a time limit, so that
+    nothing looks beyond its true successor.
+    """
+    steps, axis = rollout.steps, run.axis
+    last = torch.arange(steps.truncated.shape[axis], device=steps.truncated.device) == steps.truncated.shape[axis] - 1
+    truncated = steps.truncated | (last[:, None] & ~steps.terminated)
+    return dataclasses.replace(rollout, steps=dataclasses.replace(steps, truncated=truncated))
+
+
+def _filled(run: Run, rollout: Rollout, steps: int) -> Rollout:
+    """A shorter rollout, cut, filled up to `steps` with repetitions of its last step that don't count."""
+    axis, length = run.axis, rollout.steps.reward.shape[run.axis]
+
+    def fill(x: Tensor) -> Tensor:
+        last = x.narrow(axis, length - 1, 1)
+        return torch.cat([x, last.expand(*x.shape[:axis], steps - length, *x.shape[axis + 1 :])], axis)
+
+    valid = fill(torch.ones_like(rollout.steps.truncated))
+    valid.narrow(axis, length, steps - length).zero_()
+    return dataclasses.replace(rollout, steps=tree.map(fill, cut(run, rollout).steps), valid=valid)
 
 
 def _per_step(noise: Tree, axis: int) -> list[Tree]:

@@ -20,7 +20,7 @@ from fnrl.executor import Inline, Ray, Resources
 from fnrl.networks import Module
 from fnrl.scheme import Scheme
 from fnrl.spaces import Box, Discrete, EnvSpec, Goal
-from fnrl.topology import Centralised, Collect, Gradients, Synchronous
+from fnrl.topology import Asynchronous, Centralised, Collect, Gradients, Synchronous
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -42,18 +42,8 @@ _BY_PRINT = {printed(f): f for f in (*ACTIVATIONS.values(), *_ALIASES)}
 _PLAIN = {
     f"{c.__module__}.{c.__qualname__}": c
     for c in (
-        Box,
-        Discrete,
-        EnvSpec,
-        Goal,
-        Scheme,
-        Inline,
-        Ray,
-        Resources,
-        Collect,
-        Gradients,
-        Synchronous,
-        Centralised,
+        *(Box, Discrete, EnvSpec, Goal, Scheme, Inline, Ray, Resources),
+        *(Collect, Gradients, Synchronous, Asynchronous, Centralised),
     )
 }
 _FLOATS = ("inf", "-inf", "nan")

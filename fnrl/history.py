@@ -35,6 +35,7 @@ class History:
         self.lengths: collections.deque[int] = collections.deque(maxlen=_EPISODES)
         self.window: collections.deque[dict[str, Tensor]] = collections.deque(maxlen=plan)
         self.reports: collections.deque[dict[str, float]] = collections.deque(maxlen=plan)
+        self.lags: collections.deque[dict[str, tuple[int, ...]]] = collections.deque(maxlen=plan)
         self.pace = collections.deque([(env_steps, 0.0)], maxlen=_PLANS + 1)
         self.recent: list[float] = []  # returns of the episodes that ended since the last line of metrics
         self.test: Evaluation | None = None
@@ -58,6 +59,7 @@ class History:
         self.busy += seconds
         self.window.append(info.metrics)
         self.reports.append(info.report)
+        self.lags.append(info.lags)
         for episodes in info.episodes:
             ended = episodes.returns[episodes.end].tolist()
             self.returns.extend(ended)
@@ -77,6 +79,9 @@ class History:
             found[f"algo/{name}"] = float(torch.stack([m[name] for m in self.window]).mean())
         for name in dict.fromkeys(n for report in self.reports for n in report):
             found[name] = sum(report.get(name, 0.0) for report in self.reports)
+        for name in dict.fromkeys(n for lags in self.lags for n in lags):
+            behind = [lag for lags in self.lags for lag in lags.get(name, ())]
+            found[name] = sum(behind) / len(behind)
         (first, begun), (last, busy) = self.pace[0], self.pace[-1]
         return found | ({"scheme/fps": (last - first) / (busy - begun)} if busy > begun else {})
 

@@ -30,7 +30,7 @@ from fnrl.policy import FILE, policy_of
 from fnrl.record import host, record
 from fnrl.scheme import Scheme, SchemeState
 from fnrl.settings import Evaluate, Settings, idle_rates, of_evaluation
-from fnrl.topology import CentralisedState
+from fnrl.topology import RootState
 from fnrl.types import Info
 
 _LINE = 100  # environment steps between two lines of metrics, at least
@@ -100,7 +100,7 @@ class Learner:
             raise CheckpointError(f"{log_dir} is not a run directory: there is nothing to resume")
         _require_scheme(scheme)
         algo = first_algo(Run(scheme.parts, scheme.executor), random.key(0))
-        node = CentralisedState(algo, ANY)
+        node = RootState(algo, ANY)
         like = LearnerState(SchemeState(node), ANY, ANY)
         saved = checkpoint.newest(log_dir, like)
         said: LearnerState = saved.state
@@ -183,8 +183,10 @@ class Learner:
     def get_metrics(self) -> dict[str, float]:
         """Means over the last 100 episodes (`performance/train`, `/length`) and the last plan's updates (`algo/*`).
 
-        Besides: `performance/test` (the last evaluation), `time/*` (seconds a plan), `scheme/fps` (environment steps
-        a second, evaluation and saving apart), `env_steps`, `updates`, `episodes`, `hyper/*` where one moves.
+        Besides: `performance/test` (the last evaluation), `time/*` (seconds a plan, of all workers together),
+        `scheme/fps` (environment steps a second, evaluation and saving apart), `scheme/metrics/collection_lag` and
+        `gradient_lag` (versions that rollouts and gradients were behind the weights they were used with), `env_steps`,
+        `updates`, `episodes`, `hyper/*` where one moves.
         """
         found: dict[str, float] = {"env_steps": self.state.env_steps, "updates": self.state.version}
         pinned, declared = self.state.node.pinned, self.scheme.parts.hypers()

@@ -32,10 +32,12 @@ class Run:
     device: str = "cpu"
     copy: bool = True  # whether gather and restore copy rings, or share their memory
     which: tuple[int, ...] = ()  # the numbers of the lanes, where they aren't 0, 1, ...
+    least: float | None = None  # the part of a rollout after which a collector may be stopped; None for never
 
-    def child(self, i: int) -> "Run":
-        """The run of the i-th replica below this node."""
-        return dataclasses.replace(self, path=(*self.path, i))
+    def child(self, i: int, least: float | None = None) -> "Run":
+        """The run of the i-th replica below this node; where two nodes may stop it, both their parts are made."""
+        least = self.least if least is None else max(least, self.least or 0.0)
+        return dataclasses.replace(self, path=(*self.path, i), least=least)
 
     @property
     def name(self) -> str:

@@ -1,8 +1,8 @@
 """How the products of replicas become one: in worker order, so that the result does not depend on who was first."""
 
+import itertools
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +21,16 @@ def merge_moments(run: Run, a: Tree, b: Tree) -> Tree:
 
 def merge_rollouts(run: Run, rollouts: Sequence[Rollout]) -> Rollout:
     """Side by side along the environments; the version is the oldest."""
+    valid: Tree = ()
+    if not all(isinstance(r.valid, tuple) for r in rollouts):
+        masks = [torch.ones_like(r.steps.truncated) if isinstance(r.valid, tuple) else r.valid for r in rollouts]
+        valid = torch.cat(masks, run.axis + 1)
     return Rollout(
         tree.concatenate([r.steps for r in rollouts], run.axis + 1),
         reduce(lambda a, b: merge_moments(run, a, b), [r.moments for r in rollouts]),
         min(r.version for r in rollouts),
         sum(r.env_steps for r in rollouts),
+        valid,
     )
 
 
@@ -48,13 +53,16 @@ def merge_updates(run: Run, updates: Sequence[Update]) -> Update:
 
 
 def merge_infos(infos: Sequence[Info]) -> Info:
-    """Means of metrics, all episodes, host facts added."""
+    """Means of metrics, all episodes, lags and choices, host facts added."""
     report: dict[str, float] = {}
-    episodes: tuple[Any, ...] = ()
+    lags: dict[str, tuple[int, ...]] = {}
     for info in infos:
-        episodes += info.episodes
         for name, value in info.report.items():
             report[name] = report.get(name, 0.0) + value
+        for name, behind in info.lags.items():
+            lags[name] = lags.get(name, ()) + behind
     told = [i.metrics for i in infos if i.metrics]
     metrics = tree.map(lambda *xs: reduce(torch.add, xs) / len(xs), told[0], *told[1:]) if told else {}
-    return Info(metrics, episodes, report)
+    episodes = tuple(itertools.chain.from_iterable(info.episodes for info in infos))
+    choices = tuple(itertools.chain.from_iterable(info.choices for info in infos))
+    return Info(metrics, episodes, report, lags, choices)

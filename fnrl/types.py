@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fnrl import tree
-from fnrl.record import cached, host, record, static
+from fnrl.record import cached, host, plain, record, static
 
 ALGORITHMS = "algo"  # the group of parameters that an algorithm adds to its actor's; a policy leaves it behind
 
@@ -196,13 +196,14 @@ class Transition:
 @record
 class Rollout:
     """What collect sends up: transitions `[T, N]`, the moments of their raw observations (or `()`), and where they
-    come from.
+    come from. `valid` `[T, N]` says which transitions happened; it is `()` where all did.
     """
 
     steps: Transition
     moments: Tree
     version: int = host()
     env_steps: int = host()
+    valid: Tree = ()
 
 
 @record
@@ -272,10 +273,38 @@ class Aux:
     priority: Tree
 
 
+@plain
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What was decided by who was faster: an `arrival` (of the calls in flight, oldest first, number `value` came
+    first), or a `length` (a rollout ended after `value` steps). It was number `count` of its kind at the node `node`.
+    """
+
+    kind: str
+    node: str
+    count: int
+    value: int
+
+
 @record
 class Info:
-    """What a step tells: metrics of the update (0-d means), episodes that ended, and facts of the host."""
+    """What a step tells: metrics of the update (0-d means), episodes that ended, and facts of the host.
+
+    `report` holds numbers to be added up (seconds, counts), `lags` how many versions behind the weights each product
+    was (by the metric's name), `choices` what a replay has to choose likewise.
+    """
 
     metrics: dict[str, Tensor]
     episodes: Tree  # a tuple of Episodes
     report: dict[str, float] = host(default_factory=dict)
+    lags: dict[str, tuple[int, ...]] = host(default_factory=dict)
+    choices: tuple[Choice, ...] = host(default=())
+
+
+@record
+class Landed:
+    """A call of a replica that has ended: the replica's state after it, its product, and what it told."""
+
+    state: Tree
+    product: Tree
+    info: Info

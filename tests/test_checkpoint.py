@@ -21,7 +21,7 @@ from fnrl.component import Linear, printed
 from fnrl.errors import CheckpointError
 from fnrl.record import RECORDS, name_of, plain, record
 from fnrl.token import Owner
-from fnrl.topology import CentralisedState
+from fnrl.topology import RootState
 from fnrl.types import Layout, Moments, Params
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -136,7 +136,7 @@ def test_a_run_goes_on_exactly_mid_plan_and_between_plans(tmp_path: Path) -> Non
         for version in range(1, 5):
             state, _ = scheme.step(state)
             pure = scheme.gather(state)
-            like = fnrl.SchemeState(CentralisedState(scheme.gather(end).node.algo, ANY))
+            like = fnrl.SchemeState(RootState(scheme.gather(end).node.algo, ANY))
             got = load(runs.save(pure, step=version, config=scheme, metrics={"loss": torch.tensor(0.5)}), like)
             assert facts(got.state) == facts(pure)
             assert (got.step, got.metrics, got.config) == (version, {"loss": 0.5}, printed(scheme))

@@ -31,6 +31,7 @@ from fnrl.storages import (
     Prioritised,
     Replay,
     Returns,
+    VTrace,
 )
 from fnrl.storages.hindsight import Goals
 
@@ -50,7 +51,7 @@ _FAMILIES: dict[Any, tuple[type, ...]] = {
 }
 _PARTS: dict[str, tuple[Any, ...]] = {
     "algo": (PPO, A2C, SAC, TD3, DDPG, DQN),
-    "storage": (GAE, Returns, Replay),
+    "storage": (GAE, Returns, VTrace, Replay),
     "actor": (OnPolicyActorCritic, OffPolicyActorCritic),
 }
 _PURE = {c.__name__: c for c in (CartPole, BitFlipping)}

@@ -1,11 +1,13 @@
 """The few functions a topology asks of an executor."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from fnrl.lift import Run
+from fnrl.types import Info
 
 
 @runtime_checkable
@@ -23,11 +25,29 @@ class Executor(Protocol):
         ...
 
     def submit(self, run: Run, node: Any, state: Any, weights: Any) -> Any:
-        """Starts one step of a replica and returns what `result` takes."""
+        """Starts one step of a replica and returns the call: a record, which may stand in a state. A `Landed` is taken
+        for a call by all functions below: it is what a gathered state holds of one.
+        """
         ...
 
-    def result(self, pending: Any) -> tuple[Any, Any, Any]:
-        """Waits for a step: `(state, product, info)`. Errors of the replica are raised here."""
+    def result(self, call: Any) -> tuple[Any, Any, Info]:
+        """Waits for a call: `(state, product, info)`. Errors of the replica are raised here."""
+        ...
+
+    def arrival(self, run: Run, calls: Sequence[Any], taken: int) -> int:
+        """Which of the calls in flight (oldest first) the node at `run` takes next, after `taken` that it took before:
+        waits until there is one.
+        """
+        ...
+
+    def preempt(self, calls: Sequence[Any], enough: int) -> None:
+        """Waits until `enough` of the calls have ended, and asks the others to end early."""
+        ...
+
+    def stopped(self, run: Run, rollout: int, steps: int) -> bool:
+        """Asked where a rollout is made (the number `rollout` of the collector at `run`), after `steps` of its steps:
+        whether it is to end here.
+        """
         ...
 
     def gather(self, run: Run, node: Any, state: Any) -> Any:

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from fnrl.lift import Run
+from fnrl.types import Info, Landed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +23,24 @@ class Inline:
         """The node's own fresh state."""
         return node.init(run, key)
 
-    def submit(self, run: Run, node: Any, state: Any, weights: Any) -> Any:
+    def submit(self, run: Run, node: Any, state: Any, weights: Any) -> Landed:
         """Steps at once."""
-        return node.step(run, state, weights)
+        return Landed(*node.step(run, state, weights))
 
-    def result(self, pending: Any) -> tuple[Any, Any, Any]:
+    def result(self, call: Landed) -> tuple[Any, Any, Info]:
         """What `submit` computed."""
-        return pending
+        return call.state, call.product, call.info
+
+    def arrival(self, run: Run, calls: Sequence[Landed], taken: int) -> int:
+        """The oldest."""
+        return 0
+
+    def preempt(self, calls: Sequence[Landed], enough: int) -> None:
+        """All have ended."""
+
+    def stopped(self, run: Run, rollout: int, steps: int) -> bool:
+        """Nobody waits for it."""
+        return False
 
     def gather(self, run: Run, node: Any, state: Any) -> Any:
         """The node's own."""

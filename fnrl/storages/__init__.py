@@ -3,7 +3,7 @@
 from fnrl.storages.frames import Frames
 from fnrl.storages.hindsight import EpisodeGoals, FinalGoals, FutureGoals, Hindsight
 from fnrl.storages.replay import Prioritised, Replay
-from fnrl.storages.rollout import GAE, OnPolicyBatch, Returns, RolloutStorage
+from fnrl.storages.rollout import GAE, OnPolicyBatch, Returns, RolloutStorage, VTrace
 
 __all__ = [
     "GAE",
@@ -17,4 +17,5 @@ __all__ = [
     "Replay",
     "Returns",
     "RolloutStorage",
+    "VTrace",
 ]

@@ -109,6 +109,20 @@ class Replay:
                 f"{have / 1e9:.1f} GB: a capacity of {int(self.capacity * 0.5 * have / need)} takes half of it"
             )
 
+    def check_unequal(self, actor: OffPolicyActorCritic) -> None:
+        """Refuses: a row of the ring is a step of every environment (CompositionError)."""
+        raise CompositionError("a replay's row is a step of every environment; leave quorum out")
+
+    def check_interleaved(self) -> None:
+        """Refuses rollouts of several collectors in any order, where a row is read from those before it
+        (CompositionError).
+        """
+        if self.frames is not None:
+            raise CompositionError(
+                "Replay(frames=...) makes a stack from the rows before, and asynchronous collectors take turns in the "
+                "ring: pass frames=None, or use synchronous(collect, ...)"
+            )
+
     def init(self) -> ReplayState:
         """Nothing yet."""
         return ReplayState()

@@ -42,6 +42,7 @@ class RolloutStorage:
 
     family: ClassVar[str] = "on-policy"
     warmup: ClassVar[int] = 0
+    corrects: ClassVar[bool] = False  # whether `estimate` makes up for actions of an older policy
     steps: int
 
     def estimate(
@@ -63,6 +64,16 @@ class RolloutStorage:
             raise CompositionError(
                 f"minibatches={plan.minibatches} does not divide {what}; near values that do: {near}"
             )
+
+    def check_unequal(self, actor: OnPolicyActorCritic) -> None:
+        """Refuses an actor that needs rollouts of one length (CompositionError)."""
+        if actor.recurrent is not None:
+            raise CompositionError(
+                "a recurrent plan takes whole columns of a rollout; leave quorum out, or use an actor without memory"
+            )
+
+    def check_interleaved(self) -> None:
+        """Rollouts of several collectors may come in any order."""
 
     def init(self) -> RolloutState:
         """Nothing yet."""
@@ -97,7 +108,7 @@ class RolloutStorage:
         return (
             RolloutState(()),
             lift(self.prepare)(state, actor, weights),
-            lift(self.order)(actor, plan, envs, key),
+            lift(self.order)(actor, plan, envs, key, state.rollout.valid),
         )
 
     def feedback(self, state: RolloutState, data: OnPolicyBatch, rows: Tensor, priority: Tree) -> RolloutState:
@@ -112,14 +123,20 @@ class RolloutStorage:
         """The same."""
         return pure
 
-    def order(self, actor: OnPolicyActorCritic, plan: Plan, envs: int, key: Tensor) -> Tensor:
+    def order(self, actor: OnPolicyActorCritic, plan: Plan, envs: int, key: Tensor, valid: Tree = ()) -> Tensor:
         """Rows of each minibatch `[K, B]`.
 
         Without recurrence every epoch is a permutation of all T x N samples; with it, of the N environments, whole
-        columns each.
+        columns each. Where only some samples are `valid` `[T, N]`, it is a permutation of those, begun again to fill
+        the epoch.
         """
         total = envs if actor.recurrent is not None else self.steps * envs
         index = torch.stack([random.permutation(k, total) for k in random.split(key, plan.epochs).unbind(0)])
+        if not isinstance(valid, tuple):
+            good = valid.flatten()
+            first = torch.argsort((~good)[index].int(), dim=-1, stable=True)
+            again = torch.arange(total, device=index.device) % good.sum()
+            index = index.gather(-1, first).index_select(-1, again)
         return index.reshape(plan.updates, total // plan.minibatches)
 
     def take(self, data: OnPolicyBatch, rows: Tensor) -> OnPolicyBatch:
@@ -141,9 +158,10 @@ class RolloutStorage:
         next_value, _ = actor.values(params, one, memories.flatten(0, 1), torch.zeros_like(done).reshape(1, -1))
         next_value = next_value.reshape(done.shape)
         advantage, target = self.estimate(weights, steps, logp, value, next_value)
+        old = logp if self.corrects else steps.logp  # what a ratio of the loss is to
         if actor.recurrent is not None:
-            return OnPolicyBatch(obs, steps.action, steps.logp, advantage, target, value, memory, starts)
-        flat = tree.map(lambda x: x.flatten(0, 1)[None], (obs, steps.action, steps.logp, advantage, target, value))
+            return OnPolicyBatch(obs, steps.action, old, advantage, target, value, memory, starts)
+        flat = tree.map(lambda x: x.flatten(0, 1)[None], (obs, steps.action, old, advantage, target, value))
         return OnPolicyBatch(*flat, memory=steps.memory.flatten(0, 1), starts=starts.reshape(1, -1))
 
 
@@ -180,3 +198,38 @@ class Returns(RolloutStorage):
             steps.reward, next_value, steps.terminated, steps.truncated, weights.hyper["gamma"]
         )
         return target - value, target
+
+
+@component
+class VTrace(RolloutStorage):
+    """V-trace, arXiv 1802.01561: see `fnrl.returns.vtrace`. For rollouts of an older policy, as `asynchronous` gives.
+
+    Advantages and targets are those of the present policy; with A2C it is IMPALA. Ratios of a loss (PPO's) are to the
+    policy at the beginning of the plan: that of the rollout is corrected for already.
+    """
+
+    corrects: ClassVar[bool] = True
+
+    steps: int = setting(default=128, help="steps of each environment in a rollout")
+    rho_clip: float | Schedule = hyper(default=1.0, help="limit of the ratios that weigh an advantage")
+    c_clip: float | Schedule = hyper(default=1.0, help="limit of the ratios that carry later errors back")
+    trace_lambda: float | Schedule = hyper(default=1.0, high=1.0, help="weight of longer returns")
+
+    def estimate(
+        self, weights: Weights, steps: Transition, logp: Tensor, value: Tensor, next_value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`advantage, target [T, N]`."""
+        h = weights.hyper
+        return returns.vtrace(
+            logp,
+            steps.logp,
+            steps.reward,
+            value,
+            next_value,
+            steps.terminated,
+            steps.truncated,
+            h["gamma"],
+            h["trace_lambda"],
+            h["rho_clip"],
+            h["c_clip"],
+        )

@@ -4,12 +4,15 @@ import dataclasses
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from fnrl import tree
+from fnrl.executor.ray.orders import ORDERS
 from fnrl.executor.ray.wire import size_of, unpacked
+from fnrl.types import Choice
 
 
 class Cell:
@@ -34,17 +37,24 @@ class Cell:
         with self.run.executor.opening(self.run, self.node):
             self.state = getattr(self.node, how)(self.run, tree.to_torch(what, self.run.device))
 
-    def step(self, weights: Any) -> Any:
+    def step(self, weights: Any, number: int, again: Sequence[Choice] | None = None) -> Any:
         """One step; the state moves only if it succeeds."""
         begin = time.perf_counter()
+        ORDERS.begin(number, again)
         given = tree.to_torch(unpacked(weights), self.run.device, share=True)
         self.state, product, info = self.node.step(self.run, self.state, given)
         self.worked, self.calls = self.worked + time.perf_counter() - begin, self.calls + 1
         return tree.to_numpy((product, info))
 
-    def again(self, weights: Any) -> None:
-        """A step whose product is known already."""
-        self.step(weights)
+    def again(self, weights: Any, number: int, choices: Sequence[Choice]) -> None:
+        """A step whose product is known already, and what was chosen in it."""
+        self.step(weights, number, choices)
+
+    def stop(self, number: int) -> None:
+        """Asks the step of this number to end early, and the cells below; runs beside it."""
+        ORDERS.stop = number
+        if ORDERS.stopped and self.run is not None:
+            self.run.executor.stop_all()
 
     def gather(self) -> Any:
         """The state as pure records."""

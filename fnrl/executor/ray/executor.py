@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,12 +17,14 @@ from torch import Tensor
 from fnrl import tree
 from fnrl.errors import CompositionError
 from fnrl.executor.ray.cluster import connect
-from fnrl.executor.ray.owner import CellOwner, Terms
+from fnrl.executor.ray.orders import ORDERS
+from fnrl.executor.ray.owner import Call, CellOwner, Terms
 from fnrl.executor.ray.resources import Resources, cells, kind_of, refuse_more_than
 from fnrl.executor.ray.wire import shipped
 from fnrl.lift import Run
 from fnrl.record import host, record
 from fnrl.token import Token
+from fnrl.types import Info, Landed
 
 
 @record
@@ -30,6 +32,23 @@ class CellState:
     """A replica that lives in a cell."""
 
     token: Token = host()
+
+
+@dataclasses.dataclass(eq=False)
+class Answer:
+    """A call to a cell, and what came of it once that was asked for."""
+
+    call: Call
+    value: tuple[Any, Info] | None = None
+
+
+@record
+class CellCall:
+    """A step under way in a cell, and the replica after it."""
+
+    state: CellState
+    answer: Answer = host()
+    device: str = host()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,19 +121,52 @@ class Ray:
         """A fresh replica in a cell of its own."""
         return self._start(run, node, "init", key.cpu().numpy())
 
-    def submit(self, run: Run, node: Any, state: CellState, weights: Any) -> Any:
+    def submit(self, run: Run, node: Any, state: CellState, weights: Any) -> CellCall:
         """Asks the cell for one step."""
         owner: CellOwner = state.token.take()
         call = owner.step(owner.session.publish(weights))
-        return owner, call, CellState(owner.advance()), run.device
+        if ORDERS.stopped:
+            owner.stop()
+        return CellCall(CellState(owner.advance()), Answer(call), run.device)
 
-    def result(self, pending: Any) -> tuple[Any, Any, Any]:
+    def result(self, call: Any) -> tuple[Any, Any, Info]:
         """Waits for the cell; its error is raised here with the type it had there."""
-        owner, call, state, device = pending
-        product, info = tree.to_torch(owner.answer(call), device)
-        for name, n in owner.tell().items():
-            info.report[name] = info.report.get(name, 0.0) + n
-        return state, product, info
+        if isinstance(call, Landed):
+            return call.state, call.product, call.info
+        answer: Answer = call.answer
+        if answer.value is None:
+            owner: CellOwner = call.state.token.owner
+            product, info = tree.to_torch(owner.answer(answer.call), call.device)
+            for name, n in owner.tell().items():
+                info.report[name] = info.report.get(name, 0.0) + n
+            answer.value = product, info
+        return call.state, *answer.value
+
+    def arrival(self, run: Run, calls: Sequence[Any], taken: int) -> int:
+        """The oldest that has ended; in a cell that makes a call again, the one it took before."""
+        if ORDERS.chosen is not None:
+            return ORDERS.chosen["arrival", run.name, taken]
+        _wait(calls, 1)
+        return next((i for i, c in enumerate(calls) if _ended(c)), 0)
+
+    def preempt(self, calls: Sequence[Any], enough: int) -> None:
+        """Waits for enough cells, and tells the others."""
+        if ORDERS.chosen is None:
+            _wait(calls, enough)
+        for call in calls:
+            if not _ended(call):
+                call.state.token.owner.stop()
+
+    def stopped(self, run: Run, rollout: int, steps: int) -> bool:
+        """In a cell: whether the present call was told to stop, or ended here before."""
+        if ORDERS.chosen is not None:
+            return ORDERS.chosen["length", run.name, rollout] == steps
+        return ORDERS.stopped
+
+    def stop_all(self) -> None:
+        """Asks the steps under way in all cells of this process's to end early."""
+        for owner in list(connect(self.address, self.object_store).owners):
+            owner.stop()
 
     def gather(self, run: Run, node: Any, state: CellState) -> Any:
         """The state of the node in the cell, as pure records."""
@@ -148,3 +200,24 @@ class Ray:
             self.retries,
         )
         return CellState(CellOwner(session, terms, how, what).token())
+
+
+def _ended(call: Any) -> bool:
+    """Whether a call waits for nothing."""
+    import ray
+
+    if isinstance(call, Landed):
+        return True
+    ref = call.answer.call.ref
+    return ref is None or bool(ray.wait([ref], timeout=0, fetch_local=False)[0])
+
+
+def _wait(calls: Sequence[Any], enough: int) -> None:
+    """Waits until `enough` calls have ended, or the deadline of one is over: who asks for that result, replaces it."""
+    import ray
+
+    open_ = [c.answer.call for c in calls if not _ended(c)]
+    missing = enough - (len(calls) - len(open_))
+    if missing > 0:
+        limit = min((c.limit for c in open_ if c.limit is not None), default=None)
+        ray.wait([c.ref for c in open_], num_returns=missing, timeout=limit, fetch_local=False)

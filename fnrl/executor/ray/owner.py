@@ -21,6 +21,7 @@ from fnrl.executor.ray.cluster import Session
 from fnrl.executor.ray.resources import Resources
 from fnrl.executor.ray.wire import Packed
 from fnrl.token import Owner
+from fnrl.types import Choice
 
 _GRACE = 5.0  # seconds a cell has to close its simulators
 _SHARE = 20.0  # the calls between two snapshots cost at least as many times what a snapshot does,
@@ -55,6 +56,7 @@ class Call:
     ref: Any = None
     answer: Any = None
     done: bool = False
+    choices: tuple[Choice, ...] = ()  # made in it, which it makes again if it is asked again
 
 
 class CellOwner(Owner):
@@ -71,6 +73,7 @@ class CellOwner(Owner):
         self.faults: collections.Counter[str] = collections.Counter()  # since they were told
         self.row: list[str] = []  # faults since the last call without one
         self.troubled = False
+        self.steps = 0
         self._start()
         session.owners.add(self)
 
@@ -78,7 +81,8 @@ class CellOwner(Owner):
 
     def step(self, weights: Packed) -> Call:
         """Asks for a step, and does not wait. Errors: StaleStateError when the cluster is gone."""
-        call = self.ask("step", weights.wire, size=weights.size)
+        self.steps += 1
+        call = self.ask("step", weights.wire, self.steps, size=weights.size)
         self.kept.append(call)
         full = sum(c.size for c in self.kept) > _ROOM * self.session.store
         if (full or len(self.kept) >= self.every) and not any(c.method == "snapshot" for c in self.waiting):
@@ -110,6 +114,12 @@ class CellOwner(Owner):
         self.troubled = False
         answer, call.answer = call.answer, None
         return answer
+
+    def stop(self) -> None:
+        """Asks the step under way to end early."""
+        for call in self.waiting:
+            if call.method == "step":
+                self.handle.stop.options(concurrency_group="control").remote(call.args[1])
 
     def settle(self) -> None:
         """Waits until the cell has a state. Errors: as `answer`; ExecutorError when it finds no place."""
@@ -159,7 +169,8 @@ class CellOwner(Owner):
         import ray
 
         terms = self.terms
-        actor: Any = ray.remote(Cell)
+        remote: Any = ray.remote
+        actor = remote(concurrency_groups={"control": 1})(Cell)  # a call can be told to stop while it runs
         self.handle = actor.options(max_restarts=0, **terms.resources.options()).remote()
         self._end = weakref.finalize(self, _kill, self.handle, self.session.name)
         asked = [c for c in self.waiting if c.method not in ("hello", "begin", "again", "snapshot")]
@@ -169,7 +180,7 @@ class CellOwner(Owner):
         self._send(Call("begin", (torch.get_num_threads(), terms.shipped, *self.birth)))
         for call in self.kept:
             if call.done:
-                self._send(Call("again", call.args))
+                self._send(Call("again", (*call.args, call.choices)))
         for call in asked:
             self._send(call)
 
@@ -192,6 +203,8 @@ class CellOwner(Owner):
         call.ref, call.done, call.answer = None, True, answer
         if call.method == "hello":
             self.pid = answer
+        elif call.method == "step":
+            call.choices = answer[1].choices
         elif call.method == "snapshot":
             self._keep(call)
 
