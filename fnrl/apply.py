@@ -17,7 +17,7 @@ from fnrl.lift import Run
 from fnrl.merge import merge_moments
 from fnrl.parts import Parts
 from fnrl.spaces import Box
-from fnrl.types import Moments, Normaliser, Tree, Update, Weights
+from fnrl.types import Moments, Normaliser, Params, Tree, Update, Weights
 
 
 def first_algo(run: Run, key: Tensor) -> AlgoState:
@@ -71,18 +71,18 @@ def apply_update(
 ) -> tuple[AlgoState, dict[str, Tensor]]:
     """The state after a merged update, and its metrics. At the end of a plan observations count and schedules move.
 
-    A lane whose loss or gradient is not finite is dead from there on: nothing of it moves, its metrics are NaN, and no
-    bit of the others changes; `alive` says which are left.
+    A lane whose loss, gradient or new parameters are not finite is dead from there on: nothing of it moves, its metrics
+    are NaN, and no bit of the others changes; `alive` says which are left.
 
-    Errors: NonFiniteError when the loss or the gradient of a solo run, or of every lane, is not finite: the state that
-    was passed in is still good. (One with simulators, cells or a replay behind it has been stepped all the same: `fork`
-    before, or resume from a save.)
+    Errors: NonFiniteError when the loss, the gradient or a new parameter of a solo run, or of every lane, is not
+    finite: the state that was passed in is still good. (One with simulators, cells or a replay behind it has been
+    stepped all the same: `fork` before, or resume from a save.)
     """
     old: Weights = state.weights
     if update.first:
         state = dataclasses.replace(state, stopped=torch.zeros_like(state.stopped))
     after, metrics = run.graph(run.parts.algo.apply)(state, update.grads, update.info)
-    dead = _dead(run, metrics, update, state)
+    dead = _dead(run, metrics, update, state, after.weights.params)
     losing = isinstance(dead, Tensor) and bool(dead.any())
     after = dataclasses.replace(after, dead=dead)
     if losing:
@@ -103,17 +103,21 @@ def apply_update(
     return after, metrics
 
 
-def _dead(run: Run, metrics: dict[str, Tensor], update: Update, state: AlgoState) -> Tree:
+def _finite(metrics: dict[str, Tensor], params: Params) -> Tensor:
+    return torch.isfinite(metrics["loss"] + metrics["grad_norm"]) & torch.isfinite(params.vector).all(-1)
+
+
+def _dead(run: Run, metrics: dict[str, Tensor], update: Update, state: AlgoState, params: Params) -> Tree:
     """The lanes that are dead after this update `[S]` (`()` for a solo run), told where they are new."""
     if run.lanes is None or not isinstance(state.dead, Tensor):
-        _refuse_non_finite(run, metrics, update, state.weights)
+        _refuse_non_finite(run, metrics, params, update, state.weights)
         return ()
-    bad = ~torch.isfinite(metrics["loss"] + metrics["grad_norm"])
+    bad = ~_finite(metrics, params)
     dead = state.dead | bad
     if not bool(bad.any()):
         return dead
     if bool(dead.all()):
-        _refuse_non_finite(run, metrics, update, state.weights)
+        _refuse_non_finite(run, metrics, params, update, state.weights)
     for i in torch.nonzero(bad & ~state.dead).flatten().tolist():
         values = ", ".join(f"{n}={float(v[i]):.6g}" for n, v in metrics.items())
         hyper = ", ".join(f"{n}={float(v[i]):.6g}" for n, v in state.weights.hyper.items())
@@ -126,11 +130,11 @@ def _dead(run: Run, metrics: dict[str, Tensor], update: Update, state: AlgoState
     return dead
 
 
-def _refuse_non_finite(run: Run, metrics: dict[str, Tensor], update: Update, old: Weights) -> None:
-    total = metrics["loss"] + metrics["grad_norm"]
-    if bool(torch.isfinite(total).all()):
+def _refuse_non_finite(run: Run, metrics: dict[str, Tensor], params: Params, update: Update, old: Weights) -> None:
+    if bool(_finite(metrics, params).all()):
         return
-    bad = [n for n, v in metrics.items() if not bool(torch.isfinite(v).all())]
+    named = {**metrics, **params.tree()}
+    bad = [n for n, v in named.items() if not bool(torch.isfinite(v).all())]
     lanes = "" if run.lanes is None else " in any lane that is left"
     raise NonFiniteError(
         f"update {old.version} at node {run.name} is not finite{lanes}: {', '.join(bad)} "

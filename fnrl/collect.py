@@ -64,6 +64,22 @@ def first_state(run: Run, key: Tensor) -> CollectState:
     return CollectState(env, memory, tally, noise_key, sound)
 
 
+def restored(run: Run, pure: CollectState) -> CollectState:
+    """Environments brought back to where they were. Where one had to begin another episode, so do memory and tally."""
+    env = run.parts.env.restore(pure.env)
+    anew = run.parts.env.restarted(pure.env, env)
+    state = dataclasses.replace(pure, env=env)
+    if isinstance(anew, tuple) or not bool(anew.any()):
+        return state
+    anew, tally = anew.to(pure.memory.device), pure.tally
+    memory = torch.where(anew[..., None], 0.0, pure.memory)
+    returns_, lengths = torch.where(anew, 0.0, tally.returns), torch.where(anew, 0, tally.lengths)
+    scale = tally.scale
+    if not isinstance(scale, tuple):
+        scale = dataclasses.replace(scale, discounted=torch.where(anew, 0.0, scale.discounted))
+    return dataclasses.replace(state, memory=memory, tally=Tally(returns_, lengths, scale))
+
+
 def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[CollectState, Rollout, Episodes]:
     """`storage.steps` steps: `steps` are `[T, N]`, and episodes that ended stand in `Episodes`. One that was stopped
     early is filled up, and says what is `valid`.

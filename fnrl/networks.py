@@ -179,7 +179,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
     return F.linear(patches, weight.flatten(1), bias).movedim(-1, 1)
 
 
-_HIDDEN = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RNNBase)
+_HIDDEN = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase)
 
 
 @component
@@ -187,6 +187,7 @@ class Module:
     """A user's own `nn.Module` class, built from the key and run functionally; see `module`."""
 
     skeleton: ClassVar[nn.Module]  # of each value, on the meta device
+    widths: ClassVar[dict[tuple[int, ...], int]]  # by shape of the input
 
     cls: type[nn.Module]
     kwargs: tuple[tuple[str, Any], ...] = ()
@@ -194,15 +195,16 @@ class Module:
     def __post_init__(self) -> None:
         # made here once: later would be inside a transform or a graph, where constructors may not draw
         object.__setattr__(self, "skeleton", self._build("meta"))
+        object.__setattr__(self, "widths", {})
 
     def __reduce__(self) -> Any:
-        return Module, (self.cls, self.kwargs)
+        return Module, (self.cls, self.kwargs), {"widths": self.widths}
 
     def _build(self, device: str) -> nn.Module:
         with torch.device(device):
             made = self.cls(**dict(self.kwargs))
         for name, part in made.named_modules():
-            if isinstance(part, _HIDDEN):
+            if isinstance(part, _HIDDEN) or (isinstance(part, nn.MultiheadAttention) and part.dropout > 0.0):
                 why = "keeps no explicit state" if isinstance(part, nn.RNNBase) else "hides state or randomness"
                 raise CompositionError(
                     f"{self.cls.__name__}.{name} is a {type(part).__name__}, which {why}; use LayerNorm, or a GRU part"
@@ -226,16 +228,24 @@ class Module:
         return torch.func.functional_call(self.skeleton, own, (x,))
 
     def width(self, shape: tuple[int, ...]) -> int:
-        """The size of the last axis of its output, found on the meta device.
+        """The size of the last axis of its output, found once for a shape, when parts are composed.
 
-        Errors: CompositionError when the module does not take such inputs.
+        Errors: CompositionError when the module does not take such inputs, or draws random numbers.
         """
-        try:
-            with torch.no_grad():
-                out = self.skeleton(torch.zeros((1, *shape), device="meta"))
-        except (RuntimeError, TypeError, ValueError, IndexError) as e:
-            raise CompositionError(f"{self.cls.__name__} does not take observations of shape {shape}: {e}") from e
-        return int(out.shape[-1])
+        if shape not in self.widths:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                made = self._build("cpu")
+                before = torch.random.get_rng_state()
+                try:
+                    out = made(torch.zeros(1, *shape))
+                except (RuntimeError, TypeError, ValueError, IndexError) as e:
+                    raise CompositionError(
+                        f"{self.cls.__name__} does not take observations of shape {shape}: {e}"
+                    ) from e
+                if not torch.equal(before, torch.random.get_rng_state()):
+                    raise CompositionError(f"{self.cls.__name__} draws random numbers as it is called: leave them out")
+            self.widths[shape] = int(out.shape[-1])
+        return self.widths[shape]
 
 
 def module(cls: type[nn.Module], **kwargs: Any) -> Module:

@@ -32,6 +32,11 @@ class Box:
         """The dtype kept in storage: uint8 stays uint8, everything else becomes float32."""
         return torch.uint8 if self.dtype == "uint8" else torch.float32
 
+    @property
+    def integer(self) -> bool:
+        """Whether its elements are whole numbers."""
+        return np.dtype(self.dtype).kind in "iu"
+
     def bounds(self) -> tuple[Tensor, Tensor]:
         """`low` and `high` as float32 tensors of the space's shape."""
         return self._full(self.low), self._full(self.high)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pickle
 
 import pytest
 import torch
@@ -167,6 +168,27 @@ class Dropped(nn.Module):
         self.drop = nn.Dropout(0.5)
 
 
+class Random(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.RReLU()
+
+
+class Attentive(nn.Module):
+    def __init__(self, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.attend = nn.MultiheadAttention(4, 1, dropout=dropout, batch_first=True)
+
+    def forward(self, x):
+        x = x[..., None].expand(*x.shape, 4)
+        return self.attend(x, x, x)[0].flatten(1)
+
+
+class Functional(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.1)
+
+
 class Recurrent(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -184,6 +206,9 @@ class Buffered(nn.Module):
     [
         (Normed, r"Normed.norm is a BatchNorm1d, which hides"),
         (Dropped, r"Dropped.drop is a Dropout, which hides"),
+        (Random, r"Random.relu is a RReLU, which hides"),
+        (Attentive, r"Attentive.attend is a MultiheadAttention, which hides"),
+        (Functional, r"Functional draws random numbers as it is called"),
         (Recurrent, r"Recurrent.cell is a GRU"),
         (Buffered, r"Buffered has buffers"),
     ],
@@ -191,6 +216,13 @@ class Buffered(nn.Module):
 def test_hidden_state_and_hidden_randomness_are_refused(cls, message):
     with pytest.raises(fnrl.CompositionError, match=message):
         fnrl.OnPolicyActorCritic(DISCRETE, policy=fnrl.module(cls))
+
+
+def test_modules_that_draw_nothing_are_taken_and_ship():
+    actor = fnrl.OnPolicyActorCritic(DISCRETE, policy=fnrl.module(Attentive, dropout=0.0))
+    there = pickle.loads(pickle.dumps(actor))
+    assert there == actor
+    assert there.policy.widths == actor.policy.widths  # found here: in a graph or a transform it can't be
 
 
 def test_a_module_that_does_not_take_the_observation_is_refused():
@@ -246,6 +278,8 @@ def test_box_actions_are_scaled_to_their_bounds():
         (Box((2,), (0.0, -1.0), (10.0, 1.0)), [[0.0, 2.0]], [[5.0, 1.0]]),
         (Box((2,), -1.0, 1.0), [[0.3, 1.5]], [[0.3, 1.0]]),
         (Box((2,)), [[7.0, -9.0]], [[7.0, -9.0]]),
+        (Box((3,), 0.0, 10.0, "int64"), [[0.39, 0.41, 0.99]], [[7.0, 7.0, 10.0]]),
+        (Box((2,), -math.inf, math.inf, "int32"), [[1.6, -1.6]], [[2.0, -2.0]]),
     ):
         actor = fnrl.OnPolicyActorCritic(dataclasses.replace(BOX, action=space))
         torch.testing.assert_close(actor.env_action(torch.tensor(action)), torch.tensor(expected))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import fnrl
 from fnrl import graphs, tree
+from fnrl.component import component
 from fnrl.topology import centralised, collect, gradients, synchronous
 
 ENV = fnrl.envs.CartPole(num_envs=4, time_limit=20)
@@ -193,6 +194,26 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_applied():
     scheme = fnrl.Scheme(dataclasses.replace(parts(), algo=Exploding(minibatches=2)), SIMPLE)
     state = scheme.init(fnrl.key(0))
     with pytest.raises(fnrl.NonFiniteError, match=r"update 0 at node root is not finite.*loss"):
+        scheme.step(state)
+    assert tree.non_finite(state) == []
+
+
+@component
+class Leaping(fnrl.SGD):
+    """Divides by a learning rate of 0."""
+
+    def update(self, grads, state, params, lr, mask=()):
+        return dataclasses.replace(params, vector=params.vector + grads / lr), state
+
+
+@pytest.mark.parametrize("lanes", [None, 2])
+def test_parameters_that_are_not_finite_are_not_kept(lanes):
+    algo = fnrl.PPO(minibatches=2, lr=fnrl.Linear(1.0, 0.0, steps=64), optimiser=Leaping())
+    scheme = fnrl.Scheme(dataclasses.replace(parts(), algo=algo), SIMPLE)
+    state = scheme.init(fnrl.key(0) if lanes is None else torch.stack([fnrl.key(0), fnrl.key(1)]))
+    state = run(scheme, state, scheme.updates)
+    where = "" if lanes is None else " in any lane that is left"
+    with pytest.raises(fnrl.NonFiniteError, match=rf"update 8 at node root is not finite{where}: .*policy\.0\.weight"):
         scheme.step(state)
     assert tree.non_finite(state) == []
 

@@ -160,7 +160,7 @@ def test_normaliser():
     seen = Normaliser(Moments.of(x, 1), 2.0)(x)
     np.testing.assert_allclose(seen.numpy(), np.clip((x - x.mean(0)) / x.std(0, correction=0), -2, 2), atol=1e-4)
     assert seen.dtype == torch.float32
-    assert torch.equal(Normaliser(Moments.zeros((2,)), 100.0)(x), x)  # the identity until something was counted
+    assert torch.equal(Normaliser(Moments.zeros((2,)), 2.0)(x), x)  # the identity until something was counted
     constant = Normaliser(Moments.of(torch.ones(5, 2), 1), 10.0)(torch.ones(5, 2))
     assert torch.equal(constant, torch.zeros(5, 2))
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fnrl.networks import GRU, MLP, Network, Tensors
-from fnrl.spaces import Discrete, EnvSpec
+from fnrl.spaces import Box, Discrete, EnvSpec
 
 Groups = dict[str, Tensors]
 
@@ -20,11 +20,15 @@ class Actor:
 
     def env_action(self, action: Tensor) -> Tensor:
         """The environment's action: Discrete counted from `start`; Box clipped to [-1, 1] and scaled, if it has
-        bounds.
+        bounds, and rounded, if it takes integers.
         """
         space = self.spec.action
         if isinstance(space, Discrete):
             return action + space.start if space.start else action
+        action = self._scaled(action, space)
+        return torch.round(action) if space.integer else action
+
+    def _scaled(self, action: Tensor, space: Box) -> Tensor:
         if not space.bounded:  # a single bound, or some elements' bounds, are kept all the same
             action = action.clamp(*(b.reshape(-1).to(action.device) for b in space.bounds()))
             return action.reshape(*action.shape[:-1], *space.shape) if len(space.shape) != 1 else action

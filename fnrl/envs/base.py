@@ -35,7 +35,8 @@ class Environment(Protocol):
 
     `pure` ones are functions of tensors: `noise` is drawn for a whole rollout `[T, ...]`, and `step` takes one slice.
     Hosted ones keep a token in their state and take `()` for noise; `gather` and `restore` turn it into pure records
-    and back, `close` releases the simulators.
+    and back, `restarted` says in which environments `[N]` that began another episode (or `()` for in none), `close`
+    releases the simulators.
 
     An environment whose spec has a `goal` may offer `judge(achieved [..., G], desired [..., G]) -> reward, terminated
     [...]`, a function of the two alone, with `()` where termination does not depend on them: hindsight asks it.
@@ -60,6 +61,8 @@ class Environment(Protocol):
 
     def restore(self, record: Any) -> Any: ...
 
+    def restarted(self, record: Any, state: Any) -> Tree: ...
+
     def close(self, state: Any) -> None: ...
 
 
@@ -78,6 +81,10 @@ class PureEnvironment:
     def restore(self, record: Any) -> Any:
         """The record itself."""
         return record
+
+    def restarted(self, record: Any, state: Any) -> tuple[()]:
+        """None: they go on as they were."""
+        return ()
 
     def close(self, state: Any) -> None:
         """Nothing to release."""

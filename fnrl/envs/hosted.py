@@ -303,6 +303,11 @@ class GymVector:
             )
         return Simulators(self, pure.keys.cpu(), pure.episodes.flatten().tolist()).replay(pure)
 
+    def restarted(self, pure: HostedRecord, state: HostedState) -> Tensor:
+        """Where `[N]` the replay of `restore` led elsewhere, so that another episode was begun (with `exact=False`)."""
+        owner: Any = state.token.owner
+        return torch.tensor(owner.episodes).reshape(owner.lead) != pure.episodes.cpu()
+
     def close(self, state: HostedState) -> None:
         """Closes the simulators; safe to call twice."""
         state.token.owner.close()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fnrl import random
-from fnrl.collect import CollectState, collect_rollout, first_state
+from fnrl.collect import CollectState, collect_rollout, first_state, restored
 from fnrl.errors import CompositionError
 from fnrl.lift import Run
 from fnrl.merge import merge_infos, merge_moments
@@ -60,7 +60,7 @@ class Collect:
         """With simulators brought back to where they were."""
         own(run, self, pure, CollectState)
         as_many(run, self, pure.tally.returns.shape[-1], run.parts.env.num_envs, "environments")
-        return dataclasses.replace(pure, env=run.parts.env.restore(pure.env))
+        return restored(run, pure)
 
     def close(self, run: Run, state: CollectState) -> None:
         """Closes the simulators."""
