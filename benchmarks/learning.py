@@ -40,7 +40,7 @@ def cartpole() -> fnrl.Scheme:
 def halfcheetah() -> fnrl.Scheme:
     """PPO with a plain Gaussian: 8 x 256 steps, 10 x 16 minibatches, 2x64 tanh, normalised observations and rewards."""
     env = fnrl.envs.gym("HalfCheetahBulletEnv-v0", num_envs=8)
-    algo = fnrl.PPO(lr=3e-4, epochs=10, minibatches=16, value_coef=1.0)  # what stable-baselines3 calls 0.5
+    algo = fnrl.PPO(lr=3e-4, epochs=10, minibatches=16)
     parts = fnrl.Parts(
         env,
         fnrl.OnPolicyActorCritic(env.spec, log_std=-1.0),

@@ -27,7 +27,7 @@ _BULLET: Values = {
     "algo.minibatches": 16,
     "algo.clip": 0.2,
     "algo.entropy_coef": 0.0,
-    "algo.value_coef": 1.0,
+    "algo.value_coef": 0.5,
     "algo.max_grad_norm": 0.5,
     "storage": "GAE",
     "storage.steps": 256,
