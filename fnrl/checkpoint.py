@@ -35,7 +35,7 @@ from fnrl.errors import CheckpointError
 from fnrl.manifest import ANY, FORMAT, LIMIT, diff
 from fnrl.pieces import CheckpointWarning, DamagedError, Pieces
 
-__all__ = ["ANY", "Checkpoint", "CheckpointWarning", "Checkpoints", "best", "diff", "load", "newest"]
+__all__ = ["ANY", "Checkpoint", "CheckpointWarning", "Checkpoints", "best", "diff", "load", "newest", "require"]
 
 _STATE, _MANIFEST, _TEMPORARY = "state.safetensors", "manifest.json", ".tmp-"
 _NAME = re.compile(r"step-([0-9]{12,})(?:\.([0-9]+))?(-best)?")
@@ -231,11 +231,16 @@ def _first(directory: Path, like: Any, order: Callable[[list[_Name]], list[_Name
     raise CheckpointError("\n  ".join([f"there is no good checkpoint in {directory}", *wrong]))
 
 
-def _load(path: Path, like: Any) -> Checkpoint:
-    found, _ = _read(path)
+def require(found: Checkpoint, like: Any) -> None:
+    """Refuses a checkpoint that has not the structure of `like` (CheckpointError)."""
     wrong = list(_manifest.differences(found.state, like))
     if wrong:
-        raise CheckpointError("\n  ".join([f"{path} doesn't fit:", *wrong]))
+        raise CheckpointError("\n  ".join([f"{found.path} doesn't fit:", *wrong]))
+
+
+def _load(path: Path, like: Any) -> Checkpoint:
+    found, _ = _read(path)
+    require(found, like)
     was, here = found.versions, _versions()
     other = [f"{k} {was.get(k)} -> {v}" for k, v in here.items() if k != "python" and was.get(k) != v]
     if other:

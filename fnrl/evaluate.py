@@ -18,7 +18,7 @@ from fnrl.types import Weights
 
 @record
 class Evaluation:
-    """Raw returns `[E]` and lengths `[E]` of whole episodes."""
+    """Raw returns `[E]` and lengths `[E]` of whole episodes; with lanes `[S, E]`."""
 
     returns: Tensor
     lengths: Tensor
@@ -39,31 +39,34 @@ def evaluate(
 ) -> Evaluation:
     """The deterministic policy over `episodes` whole episodes, the same number in every environment (rounded up).
 
-    `env` is another vector of the same spaces, if not one like the parts' own; weights are one seed's. A pure
-    function of its arguments. Errors: ValueError when episodes do not end within `max_steps` vector steps.
+    `env` is another vector of the same spaces, if not one like the parts' own. With a key per lane `[S, 2]` the weights
+    are those of S lanes, played in one vector of S * N environments, and a lane's episodes don't depend on the others.
+    A pure function of its arguments. Errors: ValueError when episodes do not end within `max_steps` vector steps.
     """
     if episodes < 1:
         raise ValueError(f"evaluate(episodes={episodes}): expected at least 1")
     parts = dataclasses.replace(parts, env=env or parts.env, scale_reward=None)
-    run, vector = Run(parts, Inline()), parts.env
+    run, vector = Run(parts, Inline(), lanes=None if key.dim() == 1 else len(key)), parts.env
+    axis, fold, draw = run.axis, run.lift(random.fold_in), run.lift(vector.noise)
     each = math.ceil(episodes / vector.num_envs)
     state = first_state(run, key)
     env_state, memory = state.env, state.memory
     total, length = state.tally.returns, state.tally.lengths
     counted = torch.zeros_like(length)
     noise: Any = ()
-    ended: list[tuple[Tensor, Tensor]] = []
+    ended: list[tuple[Tensor, Tensor, Tensor]] = []
     try:
         for t in range(max_steps):
             if t % _CHUNK == 0:
-                noise = vector.noise(random.fold_in(state.key, t // _CHUNK), _CHUNK) if vector.pure else ()
-            now = tree.index(noise, t % _CHUNK)
+                noise = draw(fold(state.key, t // _CHUNK), _CHUNK) if vector.pure else ()
+            now = tree.map(lambda x, t=t: x.select(axis, t % _CHUNK), noise)
             env_state, memory, step = advance(run, env_state, memory, weights, None, now)
             total, length = total + step.reward, length + 1
             done = step.terminated | step.truncated
             if bool(done.any()):
                 counts = done & (counted < each)
-                ended.append((total[counts], length[counts]))
+                lane = torch.zeros_like(length) if axis == 0 else torch.arange(len(key))[:, None].expand_as(length)
+                ended.append((lane[counts], total[counts], length[counts]))
                 counted = counted + done.long()
                 total, length = torch.where(done, 0.0, total), torch.where(done, 0, length)
                 if int(counted.min()) >= each:
@@ -75,8 +78,11 @@ def evaluate(
     finally:
         if not vector.pure:
             vector.close(env_state)
-    returns, lengths = (torch.cat(x) for x in zip(*ended, strict=True))
-    return Evaluation(returns, lengths)
+    lane, returns, lengths = (torch.cat(x) for x in zip(*ended, strict=True))
+    if axis == 0:
+        return Evaluation(returns, lengths)
+    order = lane.argsort(stable=True)  # by lane, and within one in the order in which they ended
+    return Evaluation(*(x[order].reshape(len(key), each * vector.num_envs) for x in (returns, lengths)))
 
 
 _CHUNK = 128

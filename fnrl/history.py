@@ -1,12 +1,17 @@
 """What a learner tells of its run: windows over the last episodes, updates and plans, and the means over them."""
 
 import collections
+import math
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fnrl import tree
 from fnrl.evaluate import Evaluation
+from fnrl.lanes import iqm
 from fnrl.record import host, record
 from fnrl.types import Info, Tree
 
@@ -77,13 +82,28 @@ class History:
             found["performance/test"] = self.test.mean
         for name in self.window[-1] if self.window else ():
             found[f"algo/{name}"] = float(torch.stack([m[name] for m in self.window]).mean())
-        for name in dict.fromkeys(n for report in self.reports for n in report):
-            found[name] = sum(report.get(name, 0.0) for report in self.reports)
+        return found | self.speed()
+
+    def speed(self) -> dict[str, float]:
+        """Seconds of a plan by what they were spent on, lags, and environment steps a second."""
+        names = dict.fromkeys(n for report in self.reports for n in report)
+        found = {name: sum(report.get(name, 0.0) for report in self.reports) for name in names}
         for name in dict.fromkeys(n for lags in self.lags for n in lags):
             behind = [lag for lags in self.lags for lag in lags.get(name, ())]
             found[name] = sum(behind) / len(behind)
         (first, begun), (last, busy) = self.pace[0], self.pace[-1]
         return found | ({"scheme/fps": (last - first) / (busy - begun)} if busy > begun else {})
+
+    def line(self) -> dict[str, Any]:
+        """What a line of metrics says besides: the mean return since the last one."""
+        recent, self.recent = self.recent, []
+        return {"performance/recent": sum(recent) / len(recent)} if recent else {}
+
+    def tested(self, found: Evaluation) -> dict[str, Any]:
+        """Takes in an evaluation; gives what is told of it."""
+        self.test = found
+        spread = {"performance/test_std": found.std, "performance/test_episodes": len(found.returns)}
+        return {"performance/test": found.mean, **spread}
 
     def told(self) -> Told:
         """What to save."""
@@ -97,3 +117,77 @@ class History:
             self.evaluated,
             self.seconds,
         )
+
+
+class LaneHistory(History):
+    """A history for each lane that is shown, and what they come to together.
+
+    `places` are where the lanes lie in what a step tells. Means and the interquartile mean are over the lanes that
+    are alive; `lanes/*` are lists, a number for each lane in its order, None where there is none.
+    """
+
+    def __init__(self, plan: int, env_steps: int, places: Sequence[int], told: Sequence[Told] = ()) -> None:
+        super().__init__(plan, env_steps)
+        self.places = list(places)
+        self.each = [History(plan, env_steps, t) for t in told or [None] * len(self.places)]
+        if told:
+            self.evaluated, self.begun = told[0].evaluated, self.each[0].begun
+            tests = [h.test for h in self.each if h.test is not None]
+            self.test = tree.stack(tests) if tests else None
+
+    def update(self, info: Info, seconds: float) -> None:
+        """Takes in one update that took so long."""
+        self.busy += seconds
+        self.reports.append(info.report)
+        self.lags.append(info.lags)
+        metrics = {n: x.unbind(0) for n, x in info.metrics.items()}
+        for h, i in zip(self.each, self.places, strict=True):
+            h.update(Info({n: x[i] for n, x in metrics.items()}, tree.index(info.episodes, i)), seconds)
+
+    @property
+    def alive(self) -> list[bool]:
+        """Which of the lanes are."""
+        return [not h.window or bool(h.window[-1]["alive"] > 0.0) for h in self.each]
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the lanes that are alive; `episodes` and `scheme/fps` of all together."""
+        each = [h.metrics() for h, alive in zip(self.each, self.alive, strict=True) if alive]
+        found = {n: [m[n] for m in each if n in m] for n in dict.fromkeys(n for m in each for n in m)}
+        total = {n: math.fsum(x) / len(x) for n, x in found.items() if n not in ("time/total", "algo/alive")}
+        total |= {f"{n}_iqm": iqm(found[n]) for n in ("performance/train", "performance/test") if n in found}
+        speed = self.speed()
+        if "scheme/fps" in speed:
+            speed["scheme/fps"] *= len(self.each)
+        count = {"lanes/alive": sum(self.alive), "episodes": sum(h.episodes for h in self.each)}
+        return {**total, **speed, **count, "time/total": self.seconds}
+
+    def line(self) -> dict[str, Any]:
+        """The mean return since the last line, and `performance/*` of each lane."""
+        lines = [{**h.metrics(), **h.line()} for h in self.each]
+        recent = [x["performance/recent"] for x in lines if "performance/recent" in x]
+        found: dict[str, Any] = {"performance/recent": math.fsum(recent) / len(recent)} if recent else {}
+        for name in ("performance/train", "performance/recent", "performance/length", "algo/alive"):
+            found[f"lanes/{name}"] = [x.get(name) for x in lines]
+        return found
+
+    def tested(self, found: Evaluation) -> dict[str, Any]:
+        """Takes in an evaluation of all lanes; gives what is told of it."""
+        self.test = tree.index(found, self.places)
+        means = self.test.returns.double().mean(-1).tolist()
+        for i, h in enumerate(self.each):
+            h.tested(tree.index(self.test, i))
+        living = [m for m, alive in zip(means, self.alive, strict=True) if alive]
+        mean = math.fsum(living) / len(living)
+        return {
+            "performance/test": mean,
+            "performance/test_iqm": iqm(living),
+            "performance/test_std": math.sqrt(math.fsum((m - mean) ** 2 for m in living) / len(living)),
+            "performance/test_episodes": self.test.returns.shape[-1],
+            "lanes/performance/test": means,
+        }
+
+    def told(self) -> Any:
+        """What to save: a record for each lane. What a dead one says of its updates is not finite: zeros are kept."""
+        for h in self.each:
+            h.evaluated, h.begun = self.evaluated, self.begun
+        return tuple(tree.map(torch.nan_to_num, h.told()) for h in self.each)

@@ -109,7 +109,22 @@ def each(name: str, value: Any, lanes: int | None) -> Sequence[float]:
 
 def numbers(state: Any) -> tuple[int, ...]:
     """The lanes of a state by their numbers; a lane that is another's shadow isn't told."""
-    return tuple(dict.fromkeys(state.which or range(state.lanes or 0)))
+    return tuple(dict.fromkeys(order(state)))
+
+
+def order(state: Any) -> tuple[int, ...]:
+    """The number of each lane as they lie in a state, shadows as well."""
+    return state.which or tuple(range(state.lanes or 0))
+
+
+def shown(state: Any) -> dict[int, int]:
+    """Where the lanes of a state lie, by their numbers; of a lane and its shadow, the first."""
+    return {n: order(state).index(n) for n in numbers(state)}
+
+
+def swept(parts: Any) -> bool:
+    """Whether lanes differ in more than their seeds."""
+    return any(isinstance(x, PerLane) for x in parts.hypers().values())
 
 
 def places(state: Any, wanted: Iterable[int]) -> tuple[list[int], tuple[int, ...]]:
@@ -122,8 +137,8 @@ def places(state: Any, wanted: Iterable[int]) -> tuple[list[int], tuple[int, ...
     if not found or missing:
         raise ValueError(f"lanes {missing or found}: the state has {list(have) or 'no lanes: it is of one seed'}")
     found = found * 2 if len(found) == 1 else found
-    where = list(state.which or range(state.lanes))
-    return [where.index(i) for i in found], tuple(found)
+    where = shown(state)
+    return [where[i] for i in found], tuple(found)
 
 
 def pick(node: Tree, where: Sequence[int], lanes: int) -> Tree:
@@ -132,3 +147,12 @@ def pick(node: Tree, where: Sequence[int], lanes: int) -> Tree:
         assert x.shape[:1] == (lanes,), f"{path} has no lanes: {list(x.shape)}"
     index = torch.tensor(where)
     return tree.map(lambda x: x.index_select(0, index.to(x.device)), node)
+
+
+def iqm(scores: Sequence[float]) -> float:
+    """The interquartile mean: of what is left without the lowest and the highest quarter, rounded down (arXiv
+    2108.13264).
+    """
+    cut = len(scores) // 4
+    kept = sorted(scores)[cut : len(scores) - cut]
+    return math.fsum(kept) / len(kept)

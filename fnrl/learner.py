@@ -10,44 +10,38 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from fnrl import checkpoint, logs, plots, random, tree
-from fnrl.apply import first_algo
-from fnrl.checkpoint import ANY, Checkpoints, CheckpointWarning
+from fnrl import checkpoint, lanes, logs, plots, random, saved, tree
+from fnrl.checkpoint import Checkpoints, CheckpointWarning
 from fnrl.component import printed
 from fnrl.errors import CheckpointError, StaleStateError
 from fnrl.evaluate import Evaluation, evaluate
-from fnrl.history import History, Told
+from fnrl.history import History, LaneHistory
 from fnrl.interrupts import Held, terminating
-from fnrl.lift import Run
 from fnrl.merge import merge_infos
-from fnrl.policy import FILE, policy_of
-from fnrl.record import host, record
+from fnrl.policy import FILE, policy_of, save_lanes
+from fnrl.saved import LearnerState
 from fnrl.scheme import Scheme, SchemeState
 from fnrl.settings import Evaluate, Settings, idle_rates, of_evaluation
-from fnrl.topology import RootState
 from fnrl.types import Info
 
 _LINE = 100  # environment steps between two lines of metrics, at least
 _EVALUATION_KEY = 2  # folded into the run's key, which the scheme folds with 0 and 1
 
 
-@record
-class LearnerState:
-    """What a checkpoint of a learner holds: the scheme's gathered state, and what was told of it so far."""
-
-    scheme: SchemeState
-    told: Told
-    settings: Settings = host()
-
-
 class Learner:
-    """Trains a scheme to `target_steps` environment steps, from one seed.
+    """Trains a scheme to `target_steps` environment steps, from one seed, or from several as lanes of one program.
+
+    `seeds` is a count (0, 1, ...), the seeds themselves, or keys `[S, 2]`; lane i is what seed i is alone, and one seed
+    alone runs twice, so that its bits are those it has among others. Metrics are then means and interquartile means
+    over the lanes that are alive, with a list for each lane in `metrics.jsonl`; a lane that turns non-finite is warned
+    of (`DeadLaneWarning`) and stands still.
 
     With `log_dir` the run has a directory: checkpoints every `save_every` environment steps (the `keep` newest stay),
     `metrics.jsonl`, `tensorboard/`, `config.json`, at the end `curve.png` and `policy.safetensors`. A context manager;
@@ -67,9 +61,11 @@ class Learner:
         evaluation: Evaluate | None = None,
         save_every: int = 100_000,
         keep: int = 3,
+        seeds: int | Sequence[int] | Tensor | None = None,
     ) -> None:
         _require_scheme(scheme)
-        settings = Settings(seed, target_steps, save_every, keep, **of_evaluation(evaluation))
+        which = () if seeds is None else lanes.named(seeds, repeated=lanes.swept(scheme.parts))
+        settings = Settings(seed, target_steps, save_every, keep, **of_evaluation(evaluation), seeds=which)
         with self._opening(scheme, settings, evaluation, log_dir):
             if self._store and self._store.paths():
                 raise CheckpointError(
@@ -77,7 +73,7 @@ class Learner:
                     "it (fnrl resume, or Learner.resume), or give this run a directory of its own"
                 )
             with Held():
-                self.state = scheme.init(random.key(seed))
+                self.state = scheme.init(settings.keys())
             self._start(None)
 
     @classmethod
@@ -99,30 +95,7 @@ class Learner:
         if not Path(log_dir).is_dir():
             raise CheckpointError(f"{log_dir} is not a run directory: there is nothing to resume")
         _require_scheme(scheme)
-        algo = first_algo(Run(scheme.parts, scheme.executor), random.key(0))
-        node = RootState(algo, ANY)
-        like = LearnerState(SchemeState(node), ANY, ANY)
-        saved = checkpoint.newest(log_dir, like)
-        said: LearnerState = saved.state
-        settings = said.settings
-        if target_steps is not None and target_steps != settings.target_steps:
-            settings = dataclasses.replace(settings, target_steps=target_steps)
-            if target_steps < said.scheme.env_steps:
-                raise ValueError(
-                    f"Learner.resume(target_steps={target_steps}): {said.scheme.env_steps} environment steps are done "
-                    "already; give as many, or more"
-                )
-        if evaluation is not None:
-            settings = dataclasses.replace(settings, **of_evaluation(evaluation))
-        elif settings.every:
-            evaluation = settings.evaluation()
-        other = checkpoint.diff(saved.config, printed(scheme))
-        if other:
-            first = (
-                f"{saved.path} was saved with another configuration (saved -> given; what is given counts from now on):"
-            )
-            stay = [f"{n} stays {float(said.scheme.weights.hyper[n]):g}: it was set" for n in said.scheme.node.pinned]
-            warnings.warn("\n  ".join([first, *other, *stay]), CheckpointWarning, stacklevel=2)
+        like, settings, evaluation = saved.continuing(log_dir, scheme, target_steps, evaluation)
         self = cls.__new__(cls)
         with self._opening(scheme, settings, evaluation, log_dir):
             newest = checkpoint.newest(log_dir, like)  # again, under the lock
@@ -130,7 +103,7 @@ class Learner:
                 self.state = scheme.restore(tree.to(newest.state.scheme, scheme.device), copy=False)
             self._start(newest.state.told)
             before, now = newest.state.scheme.weights.hyper, self.state.weights.hyper
-            moved = {f"hyper/{n}": float(x) for n, x in now.items() if not torch.equal(x.cpu(), before[n])}
+            moved = {f"hyper/{n}": x.tolist() for n, x in now.items() if not torch.equal(x.cpu(), before[n])}
             if moved:
                 self._event("set", moved)
             else:
@@ -191,17 +164,33 @@ class Learner:
         found: dict[str, float] = {"env_steps": self.state.env_steps, "updates": self.state.version}
         pinned, declared = self.state.node.pinned, self.scheme.parts.hypers()
         moving = [n for n, v in declared.items() if n in pinned or not isinstance(v, int | float)]
-        hyper = {f"hyper/{n}": float(self.state.weights.hyper[n]) for n in moving}
+        now = {n: self.state.weights.hyper[n].flatten() for n in moving}
+        hyper = {f"hyper/{n}": float(x[0]) for n, x in now.items() if bool((x == x[0]).all())}
         return found | self._history.metrics() | hyper
 
     def save_model(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Writes the policy alone, for `fnrl.load_policy`: to `path`, or `policy.safetensors` in the directory."""
+        """Writes the policy alone, for `fnrl.load_policy`: to `path`, or `policy.safetensors` in the directory. With
+        lanes each has a file, `policy-lane3.safetensors`.
+        """
         if path is None:
             path = self._directory("save_model(path=...) needs a path") / FILE
-        return policy_of(self.scheme.parts.actor, self.state.weights).save(path)
+        weights, actor = self.state.weights, self.scheme.parts.actor
+        if self.state.lanes is None:
+            return policy_of(actor, weights).save(path)
+        return save_lanes(actor, weights, lanes.shown(self.state), Path(path))
 
-    def update_algo_parameter(self, name: str, value: float) -> None:
-        """Sets a hyper-parameter from now on; a schedule of that name no longer moves it, also when resumed.
+    def drop(self, *numbers: int) -> None:
+        """Takes some lanes out: the others go on bit for bit. Errors: ValueError for a lane that isn't there."""
+        before, told, places = self.state, self._history.told(), lanes.shown(self.state)
+        self.state = self.scheme.drop(before, *numbers)
+        self.scheme.close(before)
+        kept = [t for n, t in zip(places, told, strict=True) if n not in numbers]  # type: ignore[arg-type]
+        self._history = self._history_of(kept)
+        self._event("dropped", {"lanes": list(numbers)})
+
+    def update_algo_parameter(self, name: str, value: float | Sequence[float]) -> None:
+        """Sets a hyper-parameter from now on, to a number or one for each lane; a schedule of that name no longer moves
+        it, also when resumed.
 
         Errors: ValueError for an unknown name (with the nearest) or a value out of range.
         """
@@ -221,7 +210,8 @@ class Learner:
         return self._saved[2]
 
     def evaluate(self, episodes: int | None = None) -> Evaluation:
-        """The deterministic policy over whole episodes (those of `evaluation`, or 10), told in the metrics.
+        """The deterministic policy over whole episodes (those of `evaluation`, or 10), told in the metrics; with lanes
+        all of them are played at once, returns `[S, E]`.
 
         The key is folded from the version: a pure function of the state, which does not move.
         """
@@ -230,11 +220,12 @@ class Learner:
         env = self.evaluation.env if self.evaluation and self.evaluation.env is not None else None
         if env is None:
             env = dataclasses.replace(parts.env, num_envs=min(episodes, 10))  # type: ignore[type-var]
-        key = random.fold_in(random.fold_in(random.key(self.settings.seed), _EVALUATION_KEY), self.state.version)
-        found = self._history.test = evaluate(parts, weights, key, episodes, env)
-        spread = {"performance/test_std": found.std, "performance/test_episodes": len(found.returns)}
-        self._event("evaluation", {"performance/test": found.mean, **spread})
-        return found
+        keys = self.settings.keys(lanes.order(self.state))
+        fold = random.fold_in if self.state.lanes is None else torch.func.vmap(random.fold_in, (0, None))
+        found = evaluate(parts, weights, fold(fold(keys, _EVALUATION_KEY), self.state.version), episodes, env)
+        self._event("evaluation", self._history.tested(found))
+        assert self._history.test is not None
+        return self._history.test
 
     def train(self, progress: bool = True) -> dict[str, float]:
         """Steps to the target, then evaluates, saves, leaves the policy and the learning curve; gives the metrics."""
@@ -290,15 +281,21 @@ class Learner:
             self._closing.close()
             raise
 
-    def _start(self, told: Told | None) -> None:
+    def _start(self, told: Any) -> None:
         self._closing.callback(lambda: self.scheme.close(self.state))
         version, steps = self.state.version, self.state.env_steps
-        self._history = History(self._updates_of_a_line(), steps, told)
+        self._history = self._history_of(told)
         self._line_at, self._saved_steps = version, steps
         if self._store:
             self._logs = logs.Logs(self._store.directory, None if told is None else version)
             self._closing.callback(self._logs.close)
             self._logs.config({"scheme": printed(self.scheme), "learner": dataclasses.asdict(self.settings)})
+
+    def _history_of(self, told: Any) -> History:
+        about = self._updates_of_a_line(), self.state.env_steps
+        if self.state.lanes is None:
+            return History(*about, told)
+        return LaneHistory(*about, list(lanes.shown(self.state).values()), told or ())
 
     def _updates_of_a_line(self) -> int:
         rollout = self.scheme.parts.storage.steps * self.scheme.topology.envs(self.scheme.parts)
@@ -336,13 +333,12 @@ class Learner:
     def _tell(self) -> None:
         """One line of metrics."""
         if self._plan_ended() and self.state.version > self._line_at:
-            line, recent = self.get_metrics(), self._history.recent
-            line.pop("performance/test", None)  # evaluations have lines of their own
-            if recent:
-                line["performance/recent"] = sum(recent) / len(recent)
+            line = self.get_metrics() | self._history.line()
+            for name in ("performance/test", "performance/test_iqm"):  # evaluations have lines of their own
+                line.pop(name, None)
             if self._logs:
                 self._logs.write(line)
-            self._line_at, self._history.recent = self.state.version, []
+            self._line_at = self.state.version
 
     def _event(self, kind: str, facts: dict[str, Any]) -> None:
         if self._logs:

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from fnrl import checkpoint, manifest, random, tree
+from fnrl import checkpoint, lanes, manifest, random, tree
 from fnrl.collect import act
 from fnrl.component import printed
 from fnrl.config import rebuild
@@ -126,9 +126,19 @@ def policy_of(actor: Any, weights: Weights) -> Policy:
     return Policy(actor, params, normaliser, weights.env_steps)
 
 
-def load_policy(path: str | os.PathLike[str], actor: Any = None) -> Policy:
+def save_lanes(actor: Any, weights: Weights, places: dict[int, int], path: Path) -> Path:
+    """Writes a policy for each lane (`places`: where the lanes lie, by number) beside `path`; gives the directory."""
+    for number, place in places.items():
+        policy_of(actor, tree.index(weights, place)).save(path.with_stem(f"{path.stem}-lane{number}"))
+    return path.parent
+
+
+def load_policy(
+    path: str | os.PathLike[str], actor: Any = None, seed: int | None = None, lane: int | None = None
+) -> Policy:
     """The policy of a run directory (its newest good checkpoint), of one checkpoint, or of a file that was saved.
 
+    Of a run with lanes, that of the lane with this seed, or, where several have it (a sweep), of the lane of a number.
     `actor` is needed only for networks of your own: files name fnrl's components, and nothing else is built from them.
     Errors: CheckpointError when it is missing, damaged, or doesn't fit the actor.
     """
@@ -143,13 +153,30 @@ def load_policy(path: str | os.PathLike[str], actor: Any = None) -> Policy:
         return _read(where, actor)
     found = checkpoint.load(where) if where.name.startswith("step-") else checkpoint.newest(where)
     state = getattr(found.state, "scheme", found.state)
-    if getattr(state, "lanes", None) is not None:
-        raise CheckpointError(f"{found.path} holds {state.lanes} lanes: a policy is one seed's")
+    weights = state.weights
+    if getattr(state, "lanes", None) is not None or seed is not None or lane is not None:
+        weights = tree.index(weights, _place(found, state, seed, lane))
     if actor is None:
         actor = rebuild(_actor_in(found), _HINT)
-    policy = policy_of(actor, state.weights)
+    policy = policy_of(actor, weights)
     _fits(policy, found.path)
     return policy
+
+
+def _place(found: checkpoint.Checkpoint, state: Any, seed: int | None, lane: int | None) -> int:
+    """Where the lane that is asked for lies in a state."""
+    if getattr(state, "lanes", None) is None:
+        raise CheckpointError(f"{found.path} is a run of one seed: it has no lanes to choose from")
+    where = lanes.shown(state)
+    seeds = getattr(getattr(found.state, "settings", None), "seeds", ())
+    fits = [n for n in where if (lane is None or n == lane) and (seed is None or seeds[n : n + 1] == (seed,))]
+    if len(fits) == 1:
+        return where[fits[0]]
+    there = ", ".join(f"{n} (seed {seeds[n]})" if n < len(seeds) else str(n) for n in where)
+    raise CheckpointError(
+        f"{found.path} holds lanes, and a policy is one lane's; load_policy(seed={seed}, lane={lane}) fits "
+        f"{len(fits)} of them: {there}"
+    )
 
 
 def _actor_in(found: checkpoint.Checkpoint) -> Any:

@@ -5,8 +5,12 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from fnrl import random
 from fnrl.apply import at
-from fnrl.component import Schedule, component, option, printed, setting
+from fnrl.component import PerLane, Schedule, component, option, printed, setting
 from fnrl.config import rebuild
 from fnrl.envs import Environment
 from fnrl.record import plain
@@ -37,12 +41,19 @@ class Settings:
     every: int
     episodes: int
     env: Any = None  # what it is evaluated in, as printed; None for one like the training's
+    seeds: tuple[int, ...] = ()  # of the lanes, if there are any; then `seed` says nothing
 
     def __post_init__(self) -> None:
         for name, low in (("seed", 0), ("target_steps", 1), ("save_every", 1), ("keep", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f"Learner({name}={value!r}): expected an int of at least {low}")
+
+    def keys(self, which: tuple[int, ...] = ()) -> Tensor:
+        """The key of the run `[2]`, or those of its lanes `[S, 2]`, or of the lanes of some numbers."""
+        if not self.seeds:
+            return random.key(self.seed)
+        return torch.stack([random.key(self.seeds[i]) for i in which or range(len(self.seeds))])
 
     def evaluation(self) -> Evaluate:
         """The evaluation that was asked for. Errors: CheckpointError when its environment is not fnrl's own."""
@@ -63,7 +74,8 @@ def idle_rates(hypers: Mapping[str, float | Schedule], pinned: Collection[str], 
     """A line for each learning rate that falls to 0 before the target: the rest of the run would learn nothing."""
     for name, value in hypers.items():
         rate = name == "lr" or name.endswith("_lr")
-        if rate and isinstance(value, Schedule) and name not in pinned and at(value, target - 1) == 0.0:
+        moves = isinstance(value, Schedule) and not isinstance(value, PerLane)
+        if rate and moves and name not in pinned and at(value, target - 1) == 0.0:
             begin = bisect.bisect_left(range(target), True, key=lambda s, v=value: at(v, s) == 0.0)
             yield (
                 f"{name} is 0 from {begin:,} environment steps on and this run goes to {target:,}: the rest learns "

@@ -15,6 +15,7 @@ FLOORS = [
     {
         "scheme",
         "lanes",
+        "saved",
         "sweep",
         "config",
         "evaluate",

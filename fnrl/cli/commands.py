@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import fnrl
-from fnrl import checkpoint
+from fnrl import checkpoint, lanes
 from fnrl.cli.options import Option, build, options, pair
 from fnrl.component import nearest
 from fnrl.config import rebuild
@@ -77,9 +77,11 @@ def _train(words: Words) -> int:
         every = max(said.steps // 10, 20_000) if said.eval_every is None else said.eval_every
         evaluation = fnrl.Evaluate(every=every, episodes=said.eval_episodes) if every else None
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        directory = said.dir or Path("runs") / f"{said.env}-{type(parts.algo).__name__}-{said.seed}-{stamp}"
+        seeds = said.seeds if said.seeds is None or len(said.seeds) > 1 else said.seeds[0]
+        who = said.seed if seeds is None else f"{seeds if isinstance(seeds, int) else len(seeds)}seeds"
+        directory = said.dir or Path("runs") / f"{said.env}-{type(parts.algo).__name__}-{who}-{stamp}"
         settings = said.steps, directory, said.seed, evaluation, said.save_every, said.keep
-        learner = fnrl.Learner(scheme, *settings)
+        learner = fnrl.Learner(scheme, *settings, seeds=seeds)
     return _run(learner, said.quiet)
 
 
@@ -131,13 +133,28 @@ def _evaluate(words: Words) -> int:
     torch.set_num_threads(said.threads)
     parts, found = _scheme(said.dir).parts, checkpoint.newest(said.dir)
     env = dataclasses.replace(parts.env, num_envs=min(said.episodes, 10))  # type: ignore[type-var]
-    done = fnrl.evaluate(parts, found.state.scheme.weights, fnrl.key(said.seed), said.episodes, env)
+    state, key = found.state.scheme, fnrl.key(said.seed)
+    key = key if state.lanes is None else fnrl.random.split(key, state.lanes)
+    done = fnrl.evaluate(parts, state.weights, key, said.episodes, env)
     print(
-        f"{parts.env.spec.name} after {found.step:,} steps, {len(done.returns)} episodes of "
+        f"{parts.env.spec.name} after {found.step:,} steps, {done.returns.shape[-1]} episodes of "
         f"{float(done.lengths.double().mean()):,.1f} steps: return {done.mean:,.2f} ± {done.std:,.2f}, "
         f"from {float(done.returns.min()):,.2f} to {float(done.returns.max()):,.2f}"
     )
+    if state.lanes is not None:
+        _print_lanes(found.state, done)
     return 0
+
+
+def _print_lanes(state: Any, done: fnrl.Evaluation) -> None:
+    """A line for each lane, and what they come to."""
+    where, means = lanes.shown(state.scheme), done.returns.double().mean(-1)
+    dead = {i for i in where.values() if bool(state.scheme.node.algo.dead[i])}
+    for number, i in where.items():
+        mark = "  dead: it stands still at its last finite weights" if i in dead else ""
+        print(f"  lane {number}, seed {state.settings.seeds[number]}: {float(means[i]):,.2f}{mark}")
+    alive = [float(means[i]) for i in where.values() if i not in dead]
+    print(f"{len(where)} lanes, {len(alive)} alive: interquartile mean {lanes.iqm(alive):,.2f}")
 
 
 @contextlib.contextmanager
@@ -179,6 +196,9 @@ def _read_train(words: Words) -> tuple[argparse.Namespace, dict[str, Any]]:
     run.add_argument("--env", required=True, help="CartPole or BitFlipping (on tensors), or a gymnasium id")
     run.add_argument("--steps", type=_count, default=1_000_000, help="environment steps to learn from [1000000]")
     run.add_argument("--seed", type=int, default=0, help="of everything [0]")
+    run.add_argument(
+        "--seeds", type=int, nargs="+", metavar="N", help="so many seeds, or these, as lanes of one program"
+    )
     run.add_argument("--dir", type=Path, help="run directory [runs/ENV-ALGO-SEED-TIME]")
     run.add_argument("--preset", choices=("auto", "none"), default="auto", help="defaults for the environment [auto]")
     run.add_argument("--workers", type=_count, default=1, help="collectors, each with its own environments [1]")
