@@ -30,6 +30,12 @@ class Told:
     episodes: int = host()
     evaluated: int = host()  # environment steps at the last evaluation that was due
     seconds: float = host()
+    faults: dict[str, float] = host()  # of workers that were replaced, by kind
+
+
+def faults_of(info: Info) -> dict[str, float]:
+    """The faults of workers that a step tells of, by kind."""
+    return {name: n for name, n in info.report.items() if name.startswith("faults/")}
 
 
 class History:
@@ -44,6 +50,7 @@ class History:
         self.pace = collections.deque([(env_steps, 0.0)], maxlen=_PLANS + 1)
         self.recent: list[float] = []  # returns of the episodes that ended since the last line of metrics
         self.test: Evaluation | None = None
+        self.faults: dict[str, float] = {}
         self.episodes, self.evaluated, self.busy, self.begun = 0, 0, 0.0, time.monotonic()
         if told is not None:
             self.returns.extend(told.returns.tolist())
@@ -53,6 +60,7 @@ class History:
             self.window.extend({n: x[i] for n, x in told.window.items()} for i in range(size))
             self.episodes, self.evaluated, self.begun = told.episodes, told.evaluated, self.begun - told.seconds
             self.test = Evaluation(*told.test) if told.test else None
+            self.faults = dict(told.faults)
 
     @property
     def seconds(self) -> float:
@@ -61,16 +69,22 @@ class History:
 
     def update(self, info: Info, seconds: float) -> None:
         """Takes in one update that took so long."""
-        self.busy += seconds
+        self._host(info, seconds)
         self.window.append(info.metrics)
-        self.reports.append(info.report)
-        self.lags.append(info.lags)
         for episodes in info.episodes:
             ended = episodes.returns[episodes.end].tolist()
             self.returns.extend(ended)
             self.lengths.extend(episodes.lengths[episodes.end].tolist())
             self.recent.extend(ended)
             self.episodes += len(ended)
+
+    def _host(self, info: Info, seconds: float) -> None:
+        """Takes in the facts of the host."""
+        self.busy += seconds
+        self.reports.append(info.report)
+        self.lags.append(info.lags)
+        for name, n in faults_of(info).items():
+            self.faults[name] = self.faults.get(name, 0.0) + n
 
     def metrics(self) -> dict[str, float]:
         """The means: see `Learner.get_metrics`."""
@@ -91,6 +105,7 @@ class History:
         for name in dict.fromkeys(n for lags in self.lags for n in lags):
             behind = [lag for lags in self.lags for lag in lags.get(name, ())]
             found[name] = sum(behind) / len(behind)
+        found |= self.faults
         (first, begun), (last, busy) = self.pace[0], self.pace[-1]
         return found | ({"scheme/fps": (last - first) / (busy - begun)} if busy > begun else {})
 
@@ -116,6 +131,7 @@ class History:
             self.episodes,
             self.evaluated,
             self.seconds,
+            dict(self.faults),
         )
 
 
@@ -131,15 +147,13 @@ class LaneHistory(History):
         self.places = list(places)
         self.each = [History(plan, env_steps, t) for t in told or [None] * len(self.places)]
         if told:
-            self.evaluated, self.begun = told[0].evaluated, self.each[0].begun
+            self.evaluated, self.begun, self.faults = told[0].evaluated, self.each[0].begun, dict(told[0].faults)
             tests = [h.test for h in self.each if h.test is not None]
             self.test = tree.stack(tests) if tests else None
 
     def update(self, info: Info, seconds: float) -> None:
         """Takes in one update that took so long."""
-        self.busy += seconds
-        self.reports.append(info.report)
-        self.lags.append(info.lags)
+        self._host(info, seconds)
         metrics = {n: x.unbind(0) for n, x in info.metrics.items()}
         for h, i in zip(self.each, self.places, strict=True):
             h.update(Info({n: x[i] for n, x in metrics.items()}, tree.index(info.episodes, i)), seconds)
@@ -189,5 +203,5 @@ class LaneHistory(History):
     def told(self) -> Any:
         """What to save: a record for each lane. What a dead one says of its updates is not finite: zeros are kept."""
         for h in self.each:
-            h.evaluated, h.begun = self.evaluated, self.begun
+            h.evaluated, h.begun, h.faults = self.evaluated, self.begun, self.faults
         return tuple(tree.map(torch.nan_to_num, h.told()) for h in self.each)

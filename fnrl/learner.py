@@ -22,7 +22,7 @@ from fnrl.checkpoint import Checkpoints, CheckpointWarning
 from fnrl.component import printed
 from fnrl.errors import CheckpointError, StaleStateError
 from fnrl.evaluate import Evaluation, evaluate
-from fnrl.history import History, LaneHistory
+from fnrl.history import History, LaneHistory, faults_of
 from fnrl.interrupts import Held, terminating
 from fnrl.merge import merge_infos
 from fnrl.policy import FILE, policy_of, save_lanes
@@ -129,6 +129,7 @@ class Learner:
                     begin = time.perf_counter()
                     self.state, info = self.scheme.step(self.state)
                     self._history.update(info, time.perf_counter() - begin)
+                    self._note_faults(info)
             except Exception as error:
                 self._fault(error, sound=False)
                 raise
@@ -159,7 +160,8 @@ class Learner:
         Besides: `performance/test` (the last evaluation), `time/*` (seconds a plan, of all workers together),
         `scheme/fps` (environment steps a second, evaluation and saving apart), `scheme/metrics/collection_lag` and
         `gradient_lag` (versions that rollouts and gradients were behind the weights they were used with), `env_steps`,
-        `updates`, `episodes`, `hyper/*` where one moves.
+        `updates`, `episodes`, `hyper/*` where one moves; `faults/*`, the workers that were replaced in the
+        whole run, by what befell them.
         """
         found: dict[str, float] = {"env_steps": self.state.env_steps, "updates": self.state.version}
         pinned, declared = self.state.node.pinned, self.scheme.parts.hypers()
@@ -289,7 +291,15 @@ class Learner:
         if self._store:
             self._logs = logs.Logs(self._store.directory, None if told is None else version)
             self._closing.callback(self._logs.close)
-            self._logs.config({"scheme": printed(self.scheme), "learner": dataclasses.asdict(self.settings)})
+            said = {"scheme": printed(self.scheme), "learner": dataclasses.asdict(self.settings)}
+            self._logs.config(said | ({"faults": self._history.faults} if self._history.faults else {}))
+
+    def _note_faults(self, info: Info) -> None:
+        """Tells of workers that were replaced: at once, and in the run's configuration."""
+        faults = faults_of(info)
+        if faults and self._logs:
+            self._event("recovered", faults)
+            self._logs.amend({"faults": self._history.faults})
 
     def _history_of(self, told: Any) -> History:
         about = self._updates_of_a_line(), self.state.env_steps

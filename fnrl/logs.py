@@ -86,11 +86,17 @@ class Logs:
 
     def config(self, config: dict[str, Any]) -> None:
         """Writes `config.json`, with the versions here and the commands that have worked on the run."""
+        before = read_config(self.directory).get("commands", [])
+        self._write_config({**config, "versions": _versions(), "commands": [*before, sys.argv]})
+
+    def amend(self, facts: dict[str, Any]) -> None:
+        """Sets facts in `config.json`."""
+        self._write_config({**read_config(self.directory), **facts})
+
+    def _write_config(self, said: dict[str, Any]) -> None:
         path = self.directory / CONFIG
 
         def write() -> None:
-            before = read_config(self.directory).get("commands", [])
-            said = {**config, "versions": _versions(), "commands": [*before, sys.argv]}
             beside = path.with_name(f".{path.name}.tmp")
             beside.write_text(json.dumps(said, indent=1) + "\n")
             os.replace(beside, path)

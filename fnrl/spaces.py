@@ -37,6 +37,11 @@ class Box:
         """Whether its elements are whole numbers."""
         return np.dtype(self.dtype).kind in "iu"
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one value, as stored."""
+        return self.size * self.stored.itemsize
+
     def bounds(self) -> tuple[Tensor, Tensor]:
         """`low` and `high` as float32 tensors of the space's shape."""
         return self._full(self.low), self._full(self.high)
@@ -66,6 +71,11 @@ class Discrete:
     def stored(self) -> torch.dtype:
         """int64."""
         return torch.int64
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one value, as stored."""
+        return self.stored.itemsize
 
 
 Space = Box | Discrete

@@ -15,9 +15,9 @@ SMALL = fnrl.Resources(cpus=0.2)
 ENV = fnrl.envs.CartPole(num_envs=4, time_limit=20)
 
 
-def on_policy(env=ENV, steps=32, **ppo):
+def on_policy(env=ENV, steps=32):
     actor = fnrl.OnPolicyActorCritic(env.spec, policy=fnrl.MLP((16,)), value=fnrl.MLP((16,)))
-    algo = fnrl.PPO(**{"minibatches": 2, **ppo})
+    algo = fnrl.PPO(minibatches=2)
     return fnrl.Parts(env, actor, algo, fnrl.GAE(steps=steps), normalise_obs=fnrl.NormaliseObs())
 
 
@@ -40,14 +40,21 @@ def kill(pid):
 
 
 class Once(gymnasium.Env):
-    """Counts its steps, and at the fortieth does `what`: hangs or dies once, as the file `mark` remembers, or raises
-    every time.
+    """An environment that at its fortieth step (`born`: when it is made) does `what`: `hang` or `die`, once, as the
+    file `mark` remembers; `raise` or `end` every time.
     """
 
     observation_space, action_space = spaces.Box(-10, 10, (2,), np.float32), spaces.Discrete(2)
 
     def __init__(self, what="", mark=""):
         self.what, self.mark, self.t = what, mark, 0
+        if what == "born" and self.first():
+            os._exit(1)
+
+    def first(self):
+        found = Path(self.mark).exists()
+        Path(self.mark).touch()
+        return not found
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -56,11 +63,11 @@ class Once(gymnasium.Env):
 
     def step(self, action):
         self.t, self.at = self.t + 1, self.at + 1
-        if self.mark and self.t == 40 and (self.what == "raise" or not Path(self.mark).exists()):
-            Path(self.mark).touch()
-            if self.what == "hang":
+        if self.t == 40:
+            if self.what == "hang" and self.first():
                 time.sleep(600)
-            if self.what == "die":
+            if self.what == "end" or (self.what == "die" and self.first()):
                 os._exit(1)
-            raise OSError("the gripper is stuck")
+            if self.what == "raise":
+                raise OSError("the gripper is stuck")
         return self.np_random.normal(size=2).astype(np.float32), float(action), False, self.at >= 7, {}

@@ -1,14 +1,19 @@
 """Cells that die, hang and are lost: the run goes on, and ends with the bits of the undisturbed one."""
 
+import dataclasses
+import json
 import random as python_random
 import threading
 
 import pytest
 import ray
-from ray_cases import kill, off_policy, on_policy, on_ray, owners
+from ray_cases import Once, kill, off_policy, on_policy, on_ray, owners
 
 import fnrl
 from fnrl import tree
+from fnrl.checkpoint import CheckpointWarning
+from fnrl.component import component, option
+from fnrl.logs import read_config
 from fnrl.topology import centralised, collect, gradients, synchronous
 
 COLLECTORS = centralised(gradients(synchronous(collect, 2)))
@@ -17,7 +22,14 @@ GRADIENTS = centralised(synchronous(gradients(collect), 2))
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        num_cpus=4,
+        resources={"seat": 8},
+        object_store_memory=80 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
     yield
     ray.shutdown()
 
@@ -46,6 +58,19 @@ def cells_of(state):
     return owners(below if hasattr(below, "workers") else below.child)
 
 
+def test_cells_killed_together_change_no_bit():
+    scheme = fnrl.Scheme(on_policy(), GRADIENTS, executor=on_ray())
+    state, none = run(scheme, scheme.init(fnrl.key(0)), 13)
+    for owner in cells_of(state):
+        kill(owner.pid)
+    state, faults = run(scheme, state, 9)
+    gathered = scheme.gather(state)
+    scheme.close(state)
+    assert (none, faults) == ({}, {"faults/died": 2.0})
+    assert_same(on_policy(), GRADIENTS, gathered, 22)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "topology", "updates"),
     [
@@ -70,3 +95,115 @@ def test_cells_killed_at_drawn_points_change_no_bit(parts, topology, updates):
     scheme.close(state)
     assert faults == {"faults/died": 6.0}
     assert_same(parts, topology, gathered, updates)
+
+
+def faulty(tmp_path, what, **options):
+    """Parts whose environments do `what`, and the same parts once the mark is there."""
+    kwargs = {"what": what, "mark": str(tmp_path / "mark")}
+    options = {"processes": what == "die", "deadline": 3.0, **options}
+    return on_policy(dataclasses.replace(fnrl.envs.gym(Once, num_envs=2, **options), kwargs=tuple(kwargs.items())), 16)
+
+
+@pytest.mark.parametrize(
+    ("what", "kind"), [("hang", "hung"), ("die", "environment"), ("born", "died")], ids=["hang", "simulator", "start"]
+)
+def test_what_another_process_may_mend_is_tried_again(tmp_path, what, kind):
+    parts = faulty(tmp_path, what)
+    scheme = fnrl.Scheme(parts, COLLECTORS, executor=on_ray(deadline=8.0))
+    state, faults = run(scheme, scheme.init(fnrl.key(1)), 25)
+    gathered = scheme.gather(state)
+    scheme.close(state)
+    assert faults == {f"faults/{kind}": 1.0}
+    assert_same(parts, COLLECTORS, gathered, 25, seed=1)
+
+
+def test_what_a_node_raises_comes_up_at_once_with_its_type_and_its_worker(tmp_path):
+    scheme = fnrl.Scheme(faulty(tmp_path, "raise"), COLLECTORS, executor=on_ray())
+    state = scheme.init(fnrl.key(0))
+    with pytest.raises(fnrl.EnvironmentFault, match=r"worker 0 \(collect\): Once, environment 0.*gripper is st") as e:
+        run(scheme, state, 25)
+    assert any("in its cell" in note for note in e.value.__notes__)
+    assert not cells_of(state)[0].row
+    scheme.close(state)
+
+
+def test_a_worker_that_always_fails_stops_the_run(tmp_path):
+    scheme = fnrl.Scheme(faulty(tmp_path, "end"), COLLECTORS, executor=on_ray(retries=1))
+    state = scheme.init(fnrl.key(0))
+    with pytest.raises(fnrl.ExecutorError, match=r"worker 0 \(collect\) failed 2 times in a row \(died, died\)") as e:
+        run(scheme, state, 25)
+    assert isinstance(e.value.__cause__, ray.exceptions.ActorDiedError)
+    scheme.close(state)
+
+
+def test_faults_are_told_in_the_metrics_and_kept_with_the_run(tmp_path):
+    scheme = fnrl.Scheme(on_policy(), COLLECTORS, executor=on_ray())
+    with fnrl.Learner(scheme, target_steps=5 * 256, log_dir=tmp_path / "run") as learner:
+        learner.step(9)
+        kill(cells_of(learner.state)[1].pid)
+        learner.train(progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [n["faults/died"] for n in lines if n.get("event") == "recovered"] == [1.0]
+    assert [n for n in lines if "event" not in n][-1]["faults/died"] == 1.0
+    assert read_config(tmp_path / "run")["faults"] == {"faults/died": 1.0}
+    with (
+        pytest.warns(CheckpointWarning, match="executor"),
+        fnrl.Learner.resume(tmp_path / "run", fnrl.Scheme(on_policy(), COLLECTORS)) as again,
+    ):
+        assert again.get_metrics()["faults/died"] == 1.0
+
+
+def test_a_snapshot_bounds_what_is_kept():
+    scheme = fnrl.Scheme(on_policy(), GRADIENTS, executor=on_ray(snapshot_every=3))
+    state, most = scheme.init(fnrl.key(0)), 0
+    for _ in range(70):
+        state, _ = scheme.step(state)
+        most = max(most, *(len(o.kept) for o in cells_of(state)))
+    assert all(o.birth[0] == "restore" for o in cells_of(state))
+    assert 3 <= most <= 16 * 3 + 1
+    scheme.close(state)
+
+
+# -- refused before anything starts ---------------------------------------------------------------------------------
+
+
+@component
+class Locked(fnrl.envs.CartPole):
+    """It holds what can't be sent."""
+
+    lock: object = option(default=threading.Lock(), help="a lock")
+
+
+def wide(**ray_options):
+    return fnrl.Scheme(
+        on_policy(), centralised(synchronous(gradients(synchronous(collect, 2)), 2)), on_ray(**ray_options)
+    )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [
+        (lambda: wide(collect=fnrl.Resources(cpus=1.0)), r"ask for 4.4 CPU \(.*4 collect cells with 1 each.*has 4"),
+        (lambda: wide(gradients=fnrl.Resources(gpus=1)), r"a gradients cell asks for 1 CPU \+ 1 GPU, and no node"),
+        (lambda: wide(collect=fnrl.Resources(custom={"arm": 1})), r"collect cell asks for .*1 arm.*0 arm"),
+        (lambda: fnrl.Scheme(on_policy(Locked()), COLLECTORS, on_ray()), r"parts\.env\.lock = .*lock.*can't be sent"),
+        (
+            lambda: fnrl.Scheme(on_policy(steps=500_000), COLLECTORS, on_ray()),
+            r"one round needs 2\d\d MB in the object store .*weights of 0 MB, 2\d\d MB of products.*has 8\d MB",
+        ),
+    ],
+    ids=["total", "gpu", "custom", "lock", "store"],
+)
+def test_what_the_cluster_cannot_hold_is_said_at_once(scheme, message):
+    scheme = scheme()
+    with pytest.raises(fnrl.CompositionError, match=message):
+        scheme.init(fnrl.key(0))
+
+
+def test_resources_are_those_of_each_kind():
+    kinds = {"collect": fnrl.Resources(cpus=0.5, custom={"seat": 1}), "gradients": fnrl.Resources(cpus=0.25)}
+    scheme = wide(**kinds)
+    state = scheme.init(fnrl.key(0))
+    left = ray.available_resources()
+    assert (left["CPU"], left.get("seat", 0.0)) == (4 - 4 * 0.5 - 2 * 0.25, 8 - 4)
+    scheme.close(state)

@@ -14,7 +14,6 @@ from fnrl.actors.off_policy import OffPolicyActorCritic
 from fnrl.component import Schedule, component, hyper, option, setting
 from fnrl.errors import CheckpointError, CompositionError
 from fnrl.record import host, record
-from fnrl.spaces import Space
 from fnrl.storages.frames import Frames
 from fnrl.storages.hindsight import Hindsight, Relabelled
 from fnrl.storages.ring import Ring, RingRecord, Rows, by_priority, rows_of, successors
@@ -310,13 +309,9 @@ class Replay:
 
     def nbytes(self, actor: OffPolicyActorCritic, envs: int) -> int:
         """Of a ring for so many environments."""
-
-        def size(space: Space) -> int:
-            return math.prod(space.shape) * torch.empty(0, dtype=space.stored).element_size()
-
         spec = actor.spec
-        obs = size(spec.obs) // (1 if self.frames is None else self.frames.count)
-        each = obs + size(spec.action) + 4 + 1 + 1 + 4 + (0 if self.prioritised is None else 4)
+        obs = spec.obs.nbytes // (1 if self.frames is None else self.frames.count)
+        each = obs + spec.action.nbytes + 4 + 1 + 1 + 4 + (0 if self.prioritised is None else 4)
         each += 0 if self.hindsight is None else 8
         return rows_of(self._rows(envs), self.frames) * envs * each
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -28,8 +29,12 @@ class Cell:
         """The process, once there is one."""
         return os.getpid()
 
-    def begin(self, threads: int, shipped: bytes, how: str, what: Any) -> None:
-        """A fresh state from a key (`how` is init), or one that continues from pure records (restore)."""
+    def begin(self, paths: Sequence[str], threads: int, shipped: bytes, how: str, what: Any) -> None:
+        """A fresh state from a key (`how` is init), or one that continues from pure records (restore).
+
+        `paths` are where the driver finds its modules: on one machine a cell finds them there, too.
+        """
+        sys.path.extend(p for p in paths if p not in sys.path and os.path.isdir(p))
         torch.set_num_threads(threads)
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # weights are shared
         run, self.node = unpacked(shipped)

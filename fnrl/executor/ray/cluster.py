@@ -53,7 +53,8 @@ class Session:
         """Forgets a cell that is closed; the last one ends a cluster that was started here."""
         import ray
 
-        self.owners.discard(owner)
+        if owner is not None:
+            self.owners.discard(owner)
         if not self.owners:
             self._published = []
             if self.name in _OURS and self.alive:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from fnrl import tree
 from fnrl.errors import CompositionError
-from fnrl.executor.ray.cluster import connect
+from fnrl.executor.ray.cluster import Session, connect
 from fnrl.executor.ray.orders import ORDERS
 from fnrl.executor.ray.owner import Call, CellOwner, Terms
 from fnrl.executor.ray.resources import Resources, cells, kind_of, refuse_more_than
-from fnrl.executor.ray.wire import shipped
+from fnrl.executor.ray.wire import product_size, refuse_small_store, shipped, weights_size
 from fnrl.lift import Run
 from fnrl.record import host, record
 from fnrl.token import Token
@@ -94,10 +94,7 @@ class Ray:
     @contextlib.contextmanager
     def opening(self, run: Run, node: Any) -> Iterator[None]:
         """Refuses what the cluster can't hold, and waits at the end until every cell has its state."""
-        kinds = collections.Counter[str]()
-        for kind, count in cells(node):
-            kinds[kind] += count
-        if not kinds:
+        if not any(cells(node)):
             yield
             return
         if not run.path:
@@ -106,8 +103,7 @@ class Ray:
         before = set(session.owners)
         try:
             if not run.path:
-                wanted = [(kind, count, getattr(self, kind)) for kind, count in kinds.items()]
-                refuse_more_than(session.nodes(), wanted)
+                self._check(run, node, session)
             yield
             for owner in set(session.owners) - before:
                 owner.settle()
@@ -180,6 +176,15 @@ class Ray:
     def close(self, run: Run, node: Any, state: CellState) -> None:
         """Ends the cell."""
         state.token.owner.close()
+
+    def _check(self, run: Run, node: Any, session: Session) -> None:
+        counts = collections.Counter[str]()
+        products = 0
+        for child, n in cells(node):
+            counts[kind_of(child)] += n
+            products += n * product_size(run, child)
+        refuse_more_than(session.nodes(), [(kind, n, getattr(self, kind)) for kind, n in counts.items()])
+        refuse_small_store(session.store, weights_size(run), products)
 
     def _start(self, run: Run, node: Any, how: str, what: Any) -> CellState:
         kind = kind_of(node)

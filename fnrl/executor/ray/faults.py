@@ -48,5 +48,5 @@ def own_error(error: BaseException, name: str) -> BaseException:
         cause.args = (f"{name}: {cause.args[0]}", *cause.args[1:])
     else:
         cause.add_note(f"raised by {name}")
-    cause.add_note(f"in its cell:\n{error.traceback_str}")
+    cause.add_note(f"in its cell:\n{error}")
     return cause

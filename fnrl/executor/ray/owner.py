@@ -9,6 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import math
+import sys
 import weakref
 from typing import Any
 
@@ -177,7 +178,7 @@ class CellOwner(Owner):
         self.pid, self.fresh = None, True
         self.waiting.clear()
         self._send(Call("hello"))
-        self._send(Call("begin", (torch.get_num_threads(), terms.shipped, *self.birth)))
+        self._send(Call("begin", (sys.path, torch.get_num_threads(), terms.shipped, *self.birth)))
         for call in self.kept:
             if call.done:
                 self._send(Call("again", (*call.args, call.choices)))
@@ -185,7 +186,8 @@ class CellOwner(Owner):
             self._send(call)
 
     def _send(self, call: Call) -> None:
-        call.limit = self.terms.patience if call.method == "hello" else self.terms.deadline
+        starting = {"hello": self.terms.patience, "begin": self.terms.patience + self.terms.deadline}
+        call.limit = starting.get(call.method, self.terms.deadline)
         if call.method in ("step", "again"):
             if self.fresh and self.terms.compiles:
                 call.limit = None

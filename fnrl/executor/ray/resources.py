@@ -66,14 +66,14 @@ def kind_of(node: Any) -> str:
     return "collect" if node.produces == "rollouts" else "gradients"
 
 
-def cells(node: Any, times: int = 1) -> Iterator[tuple[str, int]]:
-    """The kinds of cells that a node and those below it start, and how many of each."""
+def cells(node: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+    """The nodes that have cells of their own below a node, and how many each."""
     child = getattr(node, "child", None)
     if child is None:
         return
     if hasattr(node, "workers"):
         times *= node.workers
-        yield kind_of(child), times
+        yield child, times
     yield from cells(child, times)
 
 

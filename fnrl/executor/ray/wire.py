@@ -5,7 +5,8 @@ import pickle
 from collections.abc import Iterator
 from typing import Any
 
-from fnrl import tree
+from fnrl import random, tree
+from fnrl.apply import first_algo
 from fnrl.errors import CompositionError
 from fnrl.lift import Run
 
@@ -37,6 +38,32 @@ def unpacked(wire: Any) -> Any:
 def size_of(value: Any) -> int:
     """Bytes of a tree's leaves."""
     return sum(x.nbytes for x in tree.leaves(value))
+
+
+def weights_size(run: Run) -> int:
+    """Bytes of the weights, of all lanes."""
+    return size_of(first_algo(dataclasses.replace(run, lanes=None), random.key(0)).weights) * (run.lanes or 1)
+
+
+def product_size(run: Run, node: Any) -> int:
+    """Bytes of what a node sends up: a rollout, or a gradient."""
+    if node.produces != "rollouts":
+        return weights_size(run)
+    parts, spec = run.parts, run.parts.env.spec
+    each = 2 * spec.obs.nbytes + spec.action.nbytes + 4 * (2 + parts.actor.memory(1).shape[-1]) + 2
+    return each * parts.storage.steps * node.envs(parts) * (run.lanes or 1)
+
+
+def refuse_small_store(store: int, weights: int, products: int) -> None:
+    """A round of calls has its products in the store, and two versions of the weights (CompositionError)."""
+    need = 2 * weights + products
+    if need > store:
+        need, weights, products, store = (round(x / 1e6) for x in (need, weights, products, store))
+        raise CompositionError(
+            f"one round needs {need} MB in the object store (two versions of the weights of {weights} MB, {products} MB "
+            f"of products), the cluster's has {store} MB: start it with more (Ray(object_store=...) for a local one), or "
+            "take shorter rollouts or fewer workers"
+        )
 
 
 def shipped(run: Run, node: Any) -> bytes:
