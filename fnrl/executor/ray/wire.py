@@ -60,9 +60,9 @@ def refuse_small_store(store: int, weights: int, products: int) -> None:
     if need > store:
         need, weights, products, store = (round(x / 1e6) for x in (need, weights, products, store))
         raise CompositionError(
-            f"one round needs {need} MB in the object store (two versions of the weights of {weights} MB, {products} MB "
-            f"of products), the cluster's has {store} MB: start it with more (Ray(object_store=...) for a local one), or "
-            "take shorter rollouts or fewer workers"
+            f"one round needs {need} MB in the object store (two versions of the weights of {weights} MB, "
+            f"{products} MB of products), the cluster's has {store} MB: start it with more (Ray(object_store=...) for "
+            "a local one), or take shorter rollouts or fewer workers"
         )
 
 
