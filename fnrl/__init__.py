@@ -5,7 +5,7 @@ architecture is a composition of nodes that runs in one process or, unchanged, a
 `docs/architecture.md` shows how it fits together.
 """
 
-from fnrl import envs, random
+from fnrl import envs, random, schemes
 from fnrl.actors import EpsilonGreedy, Gaussian, OffPolicyActorCritic, OnPolicyActorCritic, OrnsteinUhlenbeck
 from fnrl.algos import A2C, DDPG, DQN, PPO, SAC, TD3, Algorithm
 from fnrl.component import Linear, PerLane, component, hyper, option, setting
@@ -14,13 +14,14 @@ from fnrl.errors import (
     CompilerWarning,
     CompositionError,
     DeadLaneWarning,
+    DivergedError,
     EnvironmentFault,
     ExecutorError,
     NonFiniteError,
     StaleStateError,
 )
 from fnrl.evaluate import Evaluation, evaluate
-from fnrl.executor import Inline, Ray, Resources
+from fnrl.executor import Inline, Ray, Recorded, Resources
 from fnrl.lanes import seeds
 from fnrl.learner import Evaluate, Learner
 from fnrl.networks import CNN, GRU, MLP, module
@@ -43,7 +44,7 @@ from fnrl.storages import (
     VTrace,
 )
 from fnrl.sweep import LogUniform, Sweep, Uniform, sweep
-from fnrl.topology import asynchronous, centralised, collect, gradients, synchronous
+from fnrl.topology import asynchronous, centralised, collect, decentralised, gradients, synchronous
 
 __version__ = "0.1.0"
 
@@ -65,6 +66,7 @@ __all__ = [
     "CompilerWarning",
     "CompositionError",
     "DeadLaneWarning",
+    "DivergedError",
     "EnvironmentFault",
     "EpisodeGoals",
     "EpsilonGreedy",
@@ -91,6 +93,7 @@ __all__ = [
     "Prioritised",
     "RMSProp",
     "Ray",
+    "Recorded",
     "Replay",
     "Resources",
     "Returns",
@@ -105,6 +108,7 @@ __all__ = [
     "centralised",
     "collect",
     "component",
+    "decentralised",
     "envs",
     "evaluate",
     "gradients",
@@ -116,6 +120,7 @@ __all__ = [
     "option",
     "random",
     "record",
+    "schemes",
     "seeds",
     "setting",
     "static",

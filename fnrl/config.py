@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from fnrl.component import COMPONENTS, printed
 from fnrl.envs import GymVector
 from fnrl.errors import CheckpointError
-from fnrl.executor import Inline, Ray, Resources
+from fnrl.executor import Inline, Ray, Recorded, Resources
 from fnrl.networks import Module
 from fnrl.scheme import Scheme
 from fnrl.spaces import Box, Discrete, EnvSpec, Goal
-from fnrl.topology import Asynchronous, Centralised, Collect, Gradients, Synchronous
+from fnrl.topology import Asynchronous, Centralised, Collect, Decentralised, Gradients, Synchronous
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -42,8 +42,8 @@ _BY_PRINT = {printed(f): f for f in (*ACTIVATIONS.values(), *_ALIASES)}
 _PLAIN = {
     f"{c.__module__}.{c.__qualname__}": c
     for c in (
-        *(Box, Discrete, EnvSpec, Goal, Scheme, Inline, Ray, Resources),
-        *(Collect, Gradients, Synchronous, Asynchronous, Centralised),
+        *(Box, Discrete, EnvSpec, Goal, Scheme, Inline, Recorded, Ray, Resources),
+        *(Collect, Gradients, Synchronous, Asynchronous, Centralised, Decentralised),
     )
 }
 _FLOATS = ("inf", "-inf", "nan")

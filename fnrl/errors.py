@@ -30,6 +30,10 @@ class ExecutorError(RuntimeError):
     """A cluster that can't be used, or a worker that failed again and again: which, how often, and its cause."""
 
 
+class DivergedError(RuntimeError):
+    """Replicas that apply updates themselves no longer hold the same bits: which, and since when."""
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint is missing, damaged, or doesn't fit the scheme it is restored into."""
 

@@ -44,9 +44,10 @@ class Learner:
     of (`DeadLaneWarning`) and stands still.
 
     With `log_dir` the run has a directory: checkpoints every `save_every` environment steps (the `keep` newest stay),
-    `metrics.jsonl`, `tensorboard/`, `config.json`, at the end `curve.png` and `policy.safetensors`. A context manager;
-    in `with` and in `train` the update under way is finished and saved on Ctrl-C or SIGTERM (which raises SystemExit,
-    unless the program handles it itself), and a second Ctrl-C stops at once.
+    `metrics.jsonl`, `tensorboard/`, `config.json`, `arrivals.jsonl` where something is not synchronous, at
+    the end `curve.png` and `policy.safetensors`. A context manager; in `with` and in `train` the update under way is
+    finished and saved on Ctrl-C or SIGTERM (which raises SystemExit, unless the program handles it itself), and a
+    second Ctrl-C stops at once.
 
     Errors: ValueError for a bad number; CheckpointError when the directory is in use or holds a run already. A fault
     while stepping (NonFiniteError, EnvironmentFault) is told in `metrics.jsonl`, closes the learner and is raised.
@@ -130,6 +131,8 @@ class Learner:
                     self.state, info = self.scheme.step(self.state)
                     self._history.update(info, time.perf_counter() - begin)
                     self._note_faults(info)
+                    if self._logs:
+                        self._logs.choices(self.state.version, info.choices)
             except Exception as error:
                 self._fault(error, sound=False)
                 raise

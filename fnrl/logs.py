@@ -11,10 +11,13 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
+
+from fnrl.executor import recorded
+from fnrl.types import Choice
 
 METRICS, CONFIG, TENSORBOARD = "metrics.jsonl", "config.json", "tensorboard"
 
@@ -76,6 +79,10 @@ class Logs:
         else:
             purge = self._try(METRICS, lambda: _drop_after(path, since)) or 0
         self._open(METRICS, lambda: JsonLines(path))
+        self.record: JsonLines | None = None  # of choices, once there is one
+        record = directory / recorded.FILE
+        if record.exists():
+            self._try(recorded.FILE, record.unlink if since is None else lambda: _drop_after(record, since))
         with contextlib.suppress(ImportError):  # the `log` extra is not installed
             self._open(TENSORBOARD, lambda: TensorBoard(directory / TENSORBOARD, purge))
 
@@ -83,6 +90,14 @@ class Logs:
         """Tells one line to every sink that still works."""
         for name, sink in list(self.sinks.items()):
             self._try(name, lambda sink=sink: sink.write(line))
+
+    def choices(self, version: int, choices: Sequence[Choice]) -> None:
+        """Records what was decided by who was faster on the way to a version, for `fnrl.Recorded`."""
+        if choices and recorded.FILE not in self.failed:
+            if self.record is None:
+                self.record = self._try(recorded.FILE, lambda: JsonLines(self.directory / recorded.FILE))
+            if self.record is not None:
+                self._try(recorded.FILE, lambda: self.record and self.record.write(recorded.line(version, choices)))
 
     def config(self, config: dict[str, Any]) -> None:
         """Writes `config.json`, with the versions here and the commands that have worked on the run."""
@@ -107,7 +122,9 @@ class Logs:
         """Flushes and closes every sink; safe to call twice."""
         for name, sink in list(self.sinks.items()):
             self._try(name, sink.close)
-        self.sinks = {}
+        if self.record is not None:
+            self._try(recorded.FILE, self.record.close)
+        self.sinks, self.record = {}, None
 
     def _open(self, name: str, make: Callable[[], Any]) -> None:
         sink = self._try(name, make)

@@ -16,6 +16,7 @@ from fnrl.lift import Run
 from fnrl.merge import merge_infos
 from fnrl.parts import Parts
 from fnrl.record import host, record
+from fnrl.topology.drawing import draw
 from fnrl.types import Info, Tree, Weights
 
 
@@ -76,6 +77,10 @@ class Scheme:
                 + (f", which produces {made}" if made else "")
             )
         self.topology.check(self.parts)
+
+    def __str__(self) -> str:
+        place = "here" if isinstance(self.executor, Inline) else "cells"
+        return draw(self.topology, self.parts, place)
 
     @property
     def updates(self) -> int:
@@ -169,7 +174,7 @@ class Scheme:
         new = {n: v.new_tensor(hyper[n]).expand_as(v).clone() if n in hyper else v for n, v in old.items()}
         algo = dataclasses.replace(algo, weights=dataclasses.replace(algo.weights, hyper=new))
         pinned = tuple(dict.fromkeys((*node.pinned, *hyper)))
-        return dataclasses.replace(state, node=dataclasses.replace(node, algo=algo, pinned=pinned))
+        return dataclasses.replace(state, node=self.topology.set(node, algo, pinned))
 
     def same(self, a: SchemeState, b: SchemeState) -> bool:
         """Whether two states hold the same bits, wherever they run."""

@@ -14,6 +14,7 @@ FLOORS = [
     {"parts", "graphs", "lift", "merge", "collect", "apply", "executor", "topology"},
     {
         "scheme",
+        "schemes",
         "lanes",
         "saved",
         "sweep",

@@ -7,6 +7,7 @@ Ctrl-C, 143 for SIGTERM.
 import argparse
 import contextlib
 import dataclasses
+import inspect
 import os
 import sys
 import time
@@ -70,10 +71,9 @@ def _train(words: Words) -> int:
     torch.set_num_threads(said.threads)
     with _refusals():
         parts = build(said.env, values)
-        many = said.workers > 1 or said.ray
-        node = fnrl.gradients(fnrl.synchronous(fnrl.collect, said.workers) if many else fnrl.collect)
+        topology = _topology(said)
         executor = fnrl.Ray() if said.ray else fnrl.Inline()
-        scheme = fnrl.Scheme(parts, fnrl.centralised(node), executor, said.compile)
+        scheme = fnrl.Scheme(parts, topology, executor, said.compile)
         every = max(said.steps // 10, 20_000) if said.eval_every is None else said.eval_every
         evaluation = fnrl.Evaluate(every=every, episodes=said.eval_episodes) if every else None
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -83,6 +83,27 @@ def _train(words: Words) -> int:
         settings = said.steps, directory, said.seed, evaluation, said.save_every, said.keep
         learner = fnrl.Learner(scheme, *settings, seeds=seeds)
     return _run(learner, said.quiet)
+
+
+_KEYWORDS = {
+    name: p.annotation if isinstance(p.annotation, type) else int
+    for name, p in inspect.signature(fnrl.schemes.nappo).parameters.items()
+}
+
+
+def _topology(said: argparse.Namespace) -> Any:
+    """The architecture that the words name."""
+    words = {name: x for name in _KEYWORDS if (x := getattr(said, name)) is not None}
+    if words and (said.scheme or said.workers):
+        raise fnrl.CompositionError(
+            f"--{next(iter(words)).replace('_', '-')} says what --scheme and --workers say: use one or the other"
+        )
+    if words:
+        return fnrl.schemes.nappo(**words)
+    workers = said.workers if said.workers != 1 or said.ray or said.scheme else None
+    if workers is None and said.ray:
+        workers = 1
+    return fnrl.schemes.named(said.scheme or "a2c", **({} if workers is None else {"workers": workers}))
 
 
 def _resume(words: Words) -> int:
@@ -201,14 +222,18 @@ def _read_train(words: Words) -> tuple[argparse.Namespace, dict[str, Any]]:
     )
     run.add_argument("--dir", type=Path, help="run directory [runs/ENV-ALGO-SEED-TIME]")
     run.add_argument("--preset", choices=("auto", "none"), default="auto", help="defaults for the environment [auto]")
-    run.add_argument("--workers", type=_count, default=1, help="collectors, each with its own environments [1]")
-    run.add_argument("--ray", action="store_true", help="collect in Ray cells, one process a worker")
+    run.add_argument("--scheme", help=f"an architecture by name: {', '.join(fnrl.schemes.NAMED)} [a2c]")
+    run.add_argument("--workers", type=int, help="its workers, each with its own environments [none]")
+    run.add_argument("--ray", action="store_true", help="workers in Ray cells, one process each")
     run.add_argument("--compile", action="store_true", help="compile a few small graphs on first use")
     run.add_argument("--eval-every", type=int, help="steps between evaluations, 0 for none [a tenth of --steps]")
     run.add_argument("--eval-episodes", type=_count, default=10, help="episodes of one evaluation [10]")
     run.add_argument("--save-every", type=_count, default=100_000, help="steps between checkpoints [100000]")
     run.add_argument("--keep", type=_count, default=3, help="checkpoints that stay [3]")
     _common(run)
+    stages = parser.add_argument_group("the architecture by NAPPO's keywords, instead of --scheme and --workers")
+    for name, kind in _KEYWORDS.items():
+        stages.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X")
     glimpse = _glimpse(words)
     env, algo = str(glimpse.get("env", "CartPole-v1")), glimpse.get("algo")
     known = preset(env if glimpse.get("preset") != "none" else "", str(algo) if algo else None)

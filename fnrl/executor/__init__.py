@@ -3,5 +3,6 @@
 from fnrl.executor.base import Executor
 from fnrl.executor.inline import Inline
 from fnrl.executor.ray import Ray, Resources
+from fnrl.executor.recorded import Recorded
 
-__all__ = ["Executor", "Inline", "Ray", "Resources"]
+__all__ = ["Executor", "Inline", "Ray", "Recorded", "Resources"]

@@ -7,7 +7,8 @@
 
 A broken law raises `LawError`, which names the component, the law in words, and the leaf and input that show it.
 The strategies make keys, spaces, rollouts, records and trees for tests of your own. `fnrl.testing.probes` holds five
-environments whose values are known. Needs hypothesis: `pip install 'fnrl[testing]'`.
+environments whose values are known; `Shuffled` is an executor that draws what a cluster leaves to chance.
+Needs hypothesis: `pip install 'fnrl[testing]'`.
 """
 
 try:
@@ -21,11 +22,13 @@ from fnrl.testing.algorithm import check_algorithm
 from fnrl.testing.environment import check_environment
 from fnrl.testing.laws import LawError
 from fnrl.testing.node import check_node
+from fnrl.testing.shuffled import Shuffled
 from fnrl.testing.storage import check_storage
 from fnrl.testing.strategies import box, discrete, keys, records, rollouts, spaces, specs, trees
 
 __all__ = [
     "LawError",
+    "Shuffled",
     "box",
     "check_actor",
     "check_algorithm",

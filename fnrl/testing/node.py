@@ -1,6 +1,7 @@
 """The laws of topologies, with the parts they run."""
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from fnrl import random, tree
 from fnrl.parts import Parts
 from fnrl.scheme import Scheme, SchemeState
 from fnrl.testing import laws
-from fnrl.topology import centralised, gradients
+from fnrl.topology import Asynchronous, centralised, gradients
 
 RESUMED = "a run that stops and resumes, in steps of any length, is the run that did not stop"
 COUNTS = "versions count updates, and environment steps the plans begun"
@@ -64,7 +65,8 @@ def _check_resume(scheme: Scheme, key: Tensor, stop: int, total: int, fused: int
         first = _finished(scheme, scheme.init(key), 1)
         whole = _finished(scheme, scheme.init(key), total)
     laws.finite(node, f"the state after {total} updates", whole)
-    plans = -(-total // scheme.parts.algo.plan.updates)
+    turns = _turns(node)
+    plans = sum(math.ceil(len(range(i, total, turns)) / scheme.parts.algo.plan.updates) for i in range(turns))
     counted, expected = (whole.version, whole.env_steps), (total, plans * first.env_steps)
     if counted != expected or first.env_steps == 0:
         laws.broken(node, COUNTS, f"after {total} updates (version, env_steps) is {counted}, expected {expected}")
@@ -74,6 +76,13 @@ def _check_resume(scheme: Scheme, key: Tensor, stop: int, total: int, fused: int
         resumed = _finished(scheme, scheme.restore(pure), total - stop, fused)
     what = f"the run stopped after {stop} of {total} updates and resumed {fused} at a time"
     laws.same(node, RESUMED, resumed, whole, what, "the run without a stop")
+
+
+def _turns(node: Any) -> int:
+    """Workers that make updates by turns, a plan each."""
+    if node is None or node.produces == "rollouts":
+        return 1
+    return (node.workers if isinstance(node, Asynchronous) else 1) * _turns(getattr(node, "child", None))
 
 
 def _check_step(scheme: Scheme) -> None:
@@ -105,7 +114,11 @@ def _check_lanes(scheme: Scheme, total: int) -> None:
 
     def run(key: Tensor, updates: int) -> Any:
         state = _finished(scheme, scheme.init(key), updates)
-        return state.node if pure else state.weights
+        if not pure:
+            return state.weights
+        return dataclasses.replace(
+            state.node, algo=dataclasses.replace(state.node.algo, dead=())
+        )  # lanes alone have it
 
     three, two = run(keys, total), run(keys[:2], total)
     laws.same(node, laws.LANES, tree.map(lambda x: x[:2], three), two, "three lanes", "two")

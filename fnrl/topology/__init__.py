@@ -1,12 +1,12 @@
 """Topology: stages of an architecture as values, composed by combinators. Weights flow down, products flow up.
 
 `collect` makes rollouts, `gradients` makes updates of them; `synchronous` and `asynchronous` are replicas of either;
-`centralised` applies updates.
+`centralised` applies updates in one place, `decentralised` in every replica.
 """
 
 from fnrl.topology.base import Node
 from fnrl.topology.nodes import Collect, Gradients, GradientsState, collect, gradients
-from fnrl.topology.roots import Centralised, RootState, centralised
+from fnrl.topology.roots import Centralised, Decentralised, RootState, centralised, decentralised
 from fnrl.topology.workers import (
     Asynchronous,
     AsynchronousState,
@@ -21,6 +21,7 @@ __all__ = [
     "AsynchronousState",
     "Centralised",
     "Collect",
+    "Decentralised",
     "Gradients",
     "GradientsState",
     "Node",
@@ -30,6 +31,7 @@ __all__ = [
     "asynchronous",
     "centralised",
     "collect",
+    "decentralised",
     "gradients",
     "synchronous",
 ]

@@ -49,8 +49,7 @@ class Collect:
         report, choices = {"time/collect": time.perf_counter() - begin}, ()
         if run.least is not None:
             choices = (Choice("length", run.name, count, rollout.env_steps // run.parts.env.num_envs),)
-        metrics = {} if run.lanes is None else {"sound": state.sound.float()}
-        return state, rollout, Info(metrics, (episodes,), report, choices=choices)
+        return state, rollout, Info({"sound": state.sound.float()}, (episodes,), report, choices=choices)
 
     def gather(self, run: Run, state: CollectState) -> CollectState:
         """With the simulators' states as records."""
@@ -126,7 +125,7 @@ class Gradients:
         last = state.cursor + 1 == state.batches.updates
         moments = state.moments if last else ()
         told = aux.info
-        if "sound" in info.metrics:  # a lane whose rollouts aren't is dead to the algorithm as well
+        if run.lanes is not None and info.metrics:  # a lane whose rollouts aren't is dead to the algorithm as well
             told = {**told, "loss": torch.where(info.metrics["sound"] < 1.0, math.nan, told["loss"])}
         update = Update(grads, told, moments, first, last, env_steps, weights.version)
         if last:
