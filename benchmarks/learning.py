@@ -8,6 +8,7 @@ one for bit flipping.
 """
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -20,12 +21,12 @@ from harness import HERE, Row, main, one_thread, peer_python
 from scipy.stats import trim_mean
 
 import fnrl
-from fnrl import tree
 from fnrl.checkpoint import Checkpoints
 from fnrl.testing import probes
 
 SEEDS = (100, 200, 300, 400, 500)
-SAVE_EVERY = 20_000  # steps between two checkpoints of a seed
+BITS = 20
+SAVE_EVERY = 50_000  # steps between two checkpoints of a seed
 SB3 = "stable-baselines3==2.9.2"
 
 
@@ -68,8 +69,8 @@ def reach() -> fnrl.Scheme:
 
 
 def bits(hindsight: fnrl.Hindsight | None) -> fnrl.Scheme:
-    """DQN on 20 bits: 64 environments, an update in 32 steps of 128 samples, one layer of 256."""
-    env, net = fnrl.envs.BitFlipping(20, num_envs=64), fnrl.MLP((256,), torch.relu)
+    """DQN on bit flipping: 64 environments, an update in 32 steps of 128 samples, one layer of 256."""
+    env, net = fnrl.envs.BitFlipping(BITS, num_envs=64), fnrl.MLP((256,), torch.relu)
     explore = fnrl.EpsilonGreedy(epsilon=0.2)
     parts = fnrl.Parts(
         env,
@@ -87,7 +88,13 @@ PROBES = (
     probes.ActionReward,
     probes.ActionObservationReward,
 )
-SCHEMES = {"ppo-cartpole": cartpole, "ppo-halfcheetah": halfcheetah, "her-reach": reach}
+SCHEMES = {
+    "ppo-cartpole": cartpole,
+    "ppo-halfcheetah": halfcheetah,
+    "her-reach": reach,
+    "her-bitflip": functools.partial(bits, fnrl.Hindsight()),
+    "dqn-bitflip": functools.partial(bits, None),
+}
 
 
 def train(name: str, seed: int, marks: list[int], directory: Path) -> None:
@@ -114,7 +121,9 @@ def train(name: str, seed: int, marks: list[int], directory: Path) -> None:
         scheme.close(state)
 
 
-def seeds_of(name: str, args: argparse.Namespace, marks: list[int]) -> dict[int, dict[str, list[float]]]:
+def seeds_of(
+    name: str, args: argparse.Namespace, marks: list[int], seeds: tuple[int, ...] = SEEDS
+) -> dict[int, dict[str, list[float]]]:
     """Evaluations of every seed at the marks, by as many processes as asked."""
 
     def one(seed: int) -> dict[str, list[float]]:
@@ -134,7 +143,7 @@ def seeds_of(name: str, args: argparse.Namespace, marks: list[int]) -> dict[int,
         return json.loads(told.read_text())
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        return dict(zip(SEEDS, pool.map(one, SEEDS), strict=True))
+        return dict(zip(seeds, pool.map(one, seeds), strict=True))
 
 
 def has(told: Path, marks: list[int]) -> bool:
@@ -219,22 +228,14 @@ def case_reach(args: argparse.Namespace) -> Iterator[Row]:
     yield Row("her-reach", "worst of 5 seeds at 20k", min(scores.values()), -2.0, detail=scores)
 
 
-def case_bits(_: argparse.Namespace) -> Iterator[Row]:
-    """DQN on 20 bits, 1M steps, 3 seeds as lanes: solved at least 95 % with hindsight, at most 5 % without."""
-    torch.set_num_threads(1)
-    for hindsight, bar in ((fnrl.Hindsight(), 95.0), (None, 5.0)):
-        scheme, seeds = bits(hindsight), SEEDS[:3]
-        state = scheme.init(torch.stack([fnrl.key(seed) for seed in seeds]))
-        while state.env_steps < 1_000_000:
-            state, _ = scheme.step(state, scheme.updates)
-        solved = {}
-        for lane, seed in enumerate(seeds):
-            weights = tree.index(state.weights, lane)
-            key = fnrl.random.fold_in(fnrl.key(seed), 0xE7A1)
-            done = fnrl.evaluate(scheme.parts, weights, key, episodes=640)
-            solved[seed] = 100.0 * float((done.returns > -done.lengths).double().mean())  # the last reward was 0
-        worst, what = (min, "with hindsight") if hindsight else (max, "without")
-        yield Row("her-bitflip", f"% solved {what}, worst of 3", worst(solved.values()), bar, bool(hindsight), solved)
+def case_bits(args: argparse.Namespace) -> Iterator[Row]:
+    """DQN on 20 bits, 1M steps, 3 seeds: at least 95 % solved with hindsight, at most 5 % without."""
+    for name, what, bar in (("her-bitflip", "with hindsight", 95.0), ("dqn-bitflip", "without", 5.0)):
+        found = seeds_of(name, args, [1_000_000], SEEDS[:3])
+        solved = {seed: 100.0 * sum(x > -BITS for x in r["1000000"]) / len(r["1000000"]) for seed, r in found.items()}
+        above = bar > 50.0
+        worst = (min if above else max)(solved.values())
+        yield Row("her-bitflip", f"% solved {what}, worst of 3 seeds at 1M", worst, bar, above, solved)
 
 
 if __name__ == "__main__":

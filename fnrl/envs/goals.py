@@ -1,5 +1,6 @@
 """What a goal earns in a hosted environment: its own `compute_reward`, asked of a simulator that never trains."""
 
+import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fnrl.envs.simulator import Array, Make
+from fnrl.envs.simulator import Array, Make, shut
 from fnrl.errors import CompositionError, EnvironmentFault
 from fnrl.spaces import EnvSpec, Goal
 
@@ -27,7 +28,7 @@ class Judge:
 
     def __init__(self, make: Make, spec: EnvSpec) -> None:
         self.name, self.env = spec.name, make()
-        self.finalizer = weakref.finalize(self, self.env.close)
+        self.finalizer = weakref.finalize(self, shut, self.env, os.getpid())
         reward = self._method("compute_reward")
         if reward is None:
             raise CompositionError(

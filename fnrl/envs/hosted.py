@@ -22,7 +22,7 @@ from fnrl import random
 from fnrl.component import component, option, setting
 from fnrl.envs.base import Step
 from fnrl.envs.goals import Judge
-from fnrl.envs.simulator import Array, Make, open_environment, probe
+from fnrl.envs.simulator import Array, Make, open_environment, probe, shut
 from fnrl.envs.vectors import InProcess, SimulatorError, Slots, Subprocesses, first_non_finite, non_finite
 from fnrl.errors import CheckpointError, CompositionError, EnvironmentFault, NonFiniteError
 from fnrl.record import host, record
@@ -67,7 +67,7 @@ class Simulators(Owner):
         self.slots = Slots(self.lead, env.spec.obs)
         made = env.make, env.spec, len(episodes)
         self.vector = Subprocesses(*made, env.deadline) if env.processes else InProcess(*made)
-        self.finalizer = weakref.finalize(self, _shut, self.vector, os.getpid())
+        self.finalizer = weakref.finalize(self, shut, self.vector, os.getpid())
 
     def begin(self) -> HostedState:
         """Opens every simulator, discards its first episode, and begins the one it should be in."""
@@ -228,11 +228,6 @@ class _Closing:
             told = EnvironmentFault(f"{self.owner._where(i, self.starting)}: {fault.what}")
             told.lost = fault.lost
             raise told from fault.error
-
-
-def _shut(vector: InProcess | Subprocesses, owner: int) -> None:
-    if os.getpid() == owner:  # a forked child inherits the finalizer, but not the simulators
-        vector.close()
 
 
 # -- the component --------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import difflib
 import importlib
+import os
 import pickle
 import traceback
 import warnings
@@ -67,6 +68,12 @@ def _require_registered(name: str) -> None:
             close = difflib.get_close_matches(name, gymnasium.registry, n=4, cutoff=0.5)
             hint = f"; did you mean {', '.join(close)}?" if close else ", and no registered name is near it"
             raise CompositionError(f"no environment {name!r} is registered{hint}") from e
+
+
+def shut(simulators: Any, owner: int) -> None:
+    """Closes them in the process that owns them: a forked child inherits a finalizer, but not the simulators."""
+    if os.getpid() == owner:
+        simulators.close()
 
 
 def spec_of(env: Any, name: str) -> EnvSpec:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fnrl import random, tree
 from fnrl.record import record
-from fnrl.spaces import Discrete, EnvSpec
+from fnrl.spaces import Discrete, EnvSpec, Goal
 from fnrl.testing import laws, strategies
 
 FOLLOWS = "the state's observation is the true successor, until an episode ends"
@@ -16,6 +16,7 @@ SUCCESSOR = "next_obs is the true successor at an end too, not the next episode'
 EPISODES = "every episode begins anew"
 ENVIRONMENTS = "every environment of a vector draws for itself"
 RESTORED = "a restored simulator goes on as the gathered one would have"
+GOALS = "what a goal earns is what the step gave that reached it, and an episode keeps its goal"
 CLOSED = "closing is final, and may be asked twice"
 
 _CHANCE = 1000.0  # what would happen by chance less often than once in so many is taken for a fault
@@ -27,8 +28,9 @@ def check_environment(
     """The laws of an environment, on walks of `steps` random actions.
 
     Besides purity, determinism, lanes, shapes, finiteness and being a value: `next_obs` is the true successor where an
-    episode ends, episodes and environments and keys begin differently (unless `random_resets` is false), and a hosted
-    simulator is restored to the bit, refuses stale states, and closes. `compiled` traces a pure `step` as well.
+    episode ends, episodes and environments and keys begin differently (unless `random_resets` is false), a hosted
+    simulator is restored to the bit, refuses stale states, and closes, and `judge` says of the goals of a step what the
+    step said. `compiled` traces a pure `step` as well.
 
     Errors: LawError; ValueError where too few episodes end within `steps` for this to mean anything.
     """
@@ -40,6 +42,8 @@ def check_environment(
     def law(seed: int) -> None:
         trace = check(env, seed, steps)
         _check_trace(env, trace, random_resets)
+        if env.spec.goal is not None:
+            _check_goals(env, env.spec.goal, trace)
 
     laws.for_all(law, max_examples, seed=st.integers(0, 2**31))
     if random_resets:
@@ -205,6 +209,30 @@ def _check_trace(env: Any, trace: Trace, random_resets: bool) -> None:
                 f"random_resets=False if they should",
             )
         _check_apart(env, firsts, distinct, "episodes")
+
+
+def _check_goals(env: Any, layout: Goal, trace: Trace) -> None:
+    changed = _unequal(layout.desired(trace.obs), layout.desired(trace.next_obs))
+    if bool(changed.any()):
+        where = _first(changed)
+        kept = [layout.desired(x)[where].tolist() for x in (trace.obs, trace.next_obs)]
+        laws.broken(env, GOALS, f"at step {where[0]} of environment {where[1]} the goal {kept[0]} became {kept[1]}")
+    if not hasattr(env, "judge"):
+        return
+    goals = layout.achieved(trace.next_obs), layout.desired(trace.next_obs)
+    reward, terminated = laws.check_call(env, env.judge, *goals)
+    judged = [("reward", reward, trace.reward, ~torch.isclose(reward, trace.reward, 1e-4, 1e-4))]
+    if isinstance(terminated, Tensor):
+        judged.append(("terminated", terminated, trace.terminated, terminated != trace.terminated))
+    for name, found, given, wrong in judged:
+        if bool(wrong.any()):
+            where = _first(wrong)
+            laws.broken(
+                env,
+                GOALS,
+                f"at step {where[0]} of environment {where[1]} judge gives {name} {found[where].item()}, step gave "
+                f"{given[where].item()}",
+            )
 
 
 def _check_keys(env: Any) -> None:
