@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,13 +36,20 @@ class Evaluation:
 
 
 def evaluate(
-    parts: Parts, weights: Weights, key: Tensor, episodes: int = 10, env: Any = None, max_steps: int = 1_000_000
+    parts: Parts,
+    weights: Weights,
+    key: Tensor,
+    episodes: int = 10,
+    env: Any = None,
+    max_steps: int = 1_000_000,
+    told: Callable[[int, int], None] = lambda episodes, steps: None,
 ) -> Evaluation:
     """The deterministic policy over `episodes` whole episodes, the same number in every environment (rounded up).
 
     `env` is another vector of the same spaces, if not one like the parts' own. With a key per lane `[S, 2]` the weights
     are those of S lanes, played in one vector of S * N environments, and a lane's episodes don't depend on the others.
-    A pure function of its arguments. Errors: ValueError when episodes do not end within `max_steps` vector steps.
+    `told` hears how many episodes are over, and how many steps were made; but for that a pure function of its
+    arguments. Errors: ValueError when episodes do not end within `max_steps` vector steps.
     """
     if episodes < 1:
         raise ValueError(f"evaluate(episodes={episodes}): expected at least 1")
@@ -71,6 +79,7 @@ def evaluate(
                 total, length = torch.where(done, 0.0, total), torch.where(done, 0, length)
                 if int(counted.min()) >= each:
                     break
+            told(int(counted.clamp(max=each).sum()), (t + 1) * counted.numel())
         else:
             raise ValueError(
                 f"{vector.spec.name}: {each} episodes did not end in each environment in {max_steps} steps"

@@ -86,6 +86,11 @@ class History:
         for name, n in faults_of(info).items():
             self.faults[name] = self.faults.get(name, 0.0) + n
 
+    def begin_pace(self, env_steps: int) -> None:
+        """Speed counts from here on: what came before was a warm-up."""
+        self.pace.clear()
+        self.pace.append((env_steps, self.busy))
+
     def metrics(self) -> dict[str, float]:
         """The means: see `Learner.get_metrics`."""
         found: dict[str, float] = {"episodes": self.episodes, "time/total": self.seconds}

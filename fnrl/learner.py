@@ -133,6 +133,8 @@ class Learner:
                     self._note_faults(info)
                     if self._logs:
                         self._logs.choices(self.state.version, info.choices)
+                    if self.state.version == 1 and self.scheme.parts.storage.warmup:
+                        self._history.begin_pace(self.state.env_steps)
             except Exception as error:
                 self._fault(error, sound=False)
                 raise
@@ -235,7 +237,8 @@ class Learner:
     def train(self, progress: bool = True) -> dict[str, float]:
         """Steps to the target, then evaluates, saves, leaves the policy and the learning curve; gives the metrics."""
         env_steps, target = self.state.env_steps, self.settings.target_steps
-        shown = logs.progress(env_steps, target) if progress and not self.done() else logs.Silent()
+        warmup = self.scheme.parts.storage.warmup
+        shown = logs.progress(env_steps, target, warmup) if progress and not self.done() else logs.Silent()
         with contextlib.closing(shown), terminating():
             try:
                 self._evaluate_when_due()

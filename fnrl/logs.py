@@ -3,6 +3,7 @@
 Logging never stops training: what can't be written is told once, as a warning, and given up.
 """
 
+import collections
 import contextlib
 import json
 import math
@@ -11,7 +12,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from fnrl.types import Choice
 METRICS, CONFIG, TENSORBOARD = "metrics.jsonl", "config.json", "tensorboard"
 
 _EVERY = 10.0  # seconds between plain lines
+_WINDOW = 60.0  # seconds that a speed is the mean over
 
 
 class LogWarning(UserWarning):
@@ -219,8 +221,8 @@ class Silent:
 class Lines:
     """A line of text about every ten seconds, and the first and the last one."""
 
-    def __init__(self, start: int, target: int) -> None:
-        self.clock, self.drawn = Clock(start, target), -math.inf
+    def __init__(self, clock: "Clock") -> None:
+        self.clock, self.drawn = clock, -math.inf
         self.latest: Callable[[], None] = lambda: None
 
     def update(self, metrics: Callable[[], dict[str, float]], env_steps: int) -> None:
@@ -241,10 +243,10 @@ class Lines:
 class Live:
     """A bar with time left, and a table of the metrics, redrawn in place."""
 
-    def __init__(self, start: int, target: int) -> None:
+    def __init__(self, clock: "Clock") -> None:
         from rich.live import Live as RichLive
 
-        self.clock, self.drawn = Clock(start, target), -math.inf
+        self.clock, self.drawn = clock, -math.inf
         self.latest: Callable[[], None] = lambda: None
         self.live = RichLive(auto_refresh=False, transient=False)
         self.live.start()
@@ -279,23 +281,60 @@ class Live:
         return Group(bar, table)
 
 
-def progress(start: int, target: int) -> Progress:
+def progress(start: int, target: int, warmup: int = 0) -> Progress:
     """Live on a terminal, lines of text elsewhere."""
-    return Live(start, target) if sys.stdout.isatty() else Lines(start, target)
+    clock = Clock(start, target, warmup)
+    return Live(clock) if sys.stdout.isatty() else Lines(clock)
+
+
+@contextlib.contextmanager
+def episodes(total: int) -> Iterator[Callable[[int, int], None]]:
+    """A function that shows how many of `total` episodes are over after so many steps: in place on a terminal, a line
+    every ten seconds elsewhere; on stderr.
+    """
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = BarColumn(), MofNCompleteColumn(), TextColumn("episodes, {task.fields[steps]:,} steps")
+        with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as shown:
+            task = shown.add_task("", total=total, steps=0)
+            yield lambda over, steps: shown.update(task, completed=over, steps=steps)
+        return
+    drawn = time.monotonic()
+
+    def line(over: int, steps: int) -> None:
+        nonlocal drawn
+        if time.monotonic() - drawn >= _EVERY:
+            print(f"{over}/{total} episodes, {steps:,} steps", file=sys.stderr, flush=True)
+            drawn = time.monotonic()
+
+    yield line
 
 
 class Clock:
-    """Steps done, speed and time left, from the wall clock of this session."""
+    """Steps done, speed over the last minute and time left; a warm-up, which learns nothing, says nothing of speed."""
 
-    def __init__(self, start: int, target: int) -> None:
-        self.start, self.target, self.begun = start, target, time.monotonic()
+    def __init__(self, start: int, target: int, warmup: int = 0) -> None:
+        self.target, self.warmup = target, warmup
+        self.marks = collections.deque([(time.monotonic(), start)] if start >= warmup else [])
 
     def text(self, env_steps: int) -> str:
         """`20,480/1,000,000 steps  2%  1,234 steps/s  13:12 left`."""
-        rate = (env_steps - self.start) / max(time.monotonic() - self.begun, 1e-9)
+        rate = self._rate(env_steps)
+        speed = f"{rate:,.0f}" if rate > 0 else "?"
         left = _duration(max(self.target - env_steps, 0) / rate) if rate > 0 else "?"
         share = min(env_steps / self.target, 1.0)
-        return f"{env_steps:,}/{self.target:,} steps  {share:.0%}  {rate:,.0f} steps/s  {left} left"
+        return f"{env_steps:,}/{self.target:,} steps  {share:.0%}  {speed} steps/s  {left} left"
+
+    def _rate(self, env_steps: int) -> float:
+        if env_steps < self.warmup:
+            return 0.0
+        self.marks.append((time.monotonic(), env_steps))
+        while len(self.marks) > 2 and self.marks[1][0] < self.marks[-1][0] - _WINDOW:
+            self.marks.popleft()
+        (begun, first), (now, last) = self.marks[0], self.marks[-1]
+        return (last - first) / (now - begun) if now > begun else 0.0
 
 
 def _duration(seconds: float) -> str:

@@ -61,6 +61,7 @@ class Parts:
                 f"scale_reward changes with time, and {type(self.storage).__name__} would hold rewards of many scales: "
                 "leave it out with off-policy parts"
             )
+        self.algo.check_actions(given)
         self.algo.check(self.actor)
         obs = self.env.spec.obs
         if self.normalise_obs and not (isinstance(obs, Box) and obs.dtype != "uint8"):

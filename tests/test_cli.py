@@ -201,6 +201,12 @@ def test_a_wrong_command_line_is_told_with_what_would_fit(line, told, capsys):
         ("train --env CartPole --algo.gamma 1.5", "PPO.gamma = 1.5 is out of range: expected a value in [0, 1]"),
         ("train --env CartPole --algo.minibatches 7", "does not divide"),
         ("train --env CartPol-v1", "did you mean CartPole-v1"),
+        (
+            "train --env CartPole --algo DDPG",
+            "DDPG needs Box actions, CartPole-v1 takes Discrete(n=2, start=0): use DQN",
+        ),
+        ("train --env CartPole --algo TD3", "TD3 needs Box actions, CartPole-v1 takes Discrete(n=2, start=0): use DQN"),
+        ("train --env Pendulum-v1 --algo DQN", "DQN needs Discrete actions, Pendulum-v1 takes Box"),
         ("train --env CartPole --seed -1", "seed=-1"),
         ("resume nowhere", "nowhere is not a run directory"),
         ("evaluate nowhere", "nowhere is not a run directory"),
@@ -227,15 +233,17 @@ def test_help_tells_the_options_of_the_chosen_parts(capsys):
         assert there in out
         assert absent not in out
         assert "learning rate, in [0, inf)" in out
+        assert "0 for none [a tenth of --steps, at least 20000]" in " ".join(out.split())
 
 
 # -- runs -----------------------------------------------------------------------------------------------------------
 
 
-def test_train_resume_evaluate(tmp_path, capsys):
+def test_train_resume_evaluate(tmp_path, capsys, monkeypatch):
     line = f"--env CartPole {SMALL} --env.time_limit 20 --eval-episodes 2"
     one, two = tmp_path / "one", tmp_path / "two"
     assert run(f"train {line} --steps 128 --dir {one} --workers 2") == 0
+    assert checkpoint.newest(one).state.settings.every == 20_000
     where = min(str(one), os.path.relpath(one), key=len)  # as short as it can be told
     assert f"fnrl resume {where}" in capsys.readouterr().out
     assert run(f"resume {one} --steps 64") == 1
@@ -249,9 +257,14 @@ def test_train_resume_evaluate(tmp_path, capsys):
     assert a.scheme.env_steps == b.scheme.env_steps == 256
     assert tree.different_bits(a.scheme, b.scheme) == []
     before = sorted(p.name for p in one.iterdir())
+    capsys.readouterr()
+    monkeypatch.setattr(logs, "_EVERY", 0.0)
     assert run(f"evaluate {one} --episodes 3") == 0
-    out = capsys.readouterr().out
-    assert "CartPole-v1 after 256 steps, 3 episodes" in out
+    said = capsys.readouterr()
+    assert "CartPole-v1 after 256 steps, 3 episodes" in said.out
+    assert said.err.splitlines()[:2] == ["0/3 episodes, 3 steps", "0/3 episodes, 6 steps"]
+    assert run(f"evaluate {one} --episodes 3 --quiet") == 0
+    assert capsys.readouterr().err == ""
     assert sorted(p.name for p in one.iterdir()) == before
     assert run(f"train {line} --dir {one}") == 1
     assert "already holds a run" in capsys.readouterr().err

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from fnrl import tree
 from fnrl.autodiff import value_and_grad
+from fnrl.errors import CompositionError
 from fnrl.optim import Optimiser, clip_by_global_norm
 from fnrl.record import record
+from fnrl.spaces import Box, Discrete, EnvSpec, Space
 from fnrl.types import Aux, Layout, Params, Plan, Sampling, Tree, Weights
 
 
@@ -38,12 +40,23 @@ class Algorithm:
     """
 
     family: ClassVar[str]
+    actions: ClassVar[tuple[type[Space], ...]] = (Box, Discrete)
+    instead: ClassVar[str] = ""  # what takes the others
     optimiser: Optimiser
 
     @property
     def plan(self) -> Plan | Sampling:
         """How a rollout is used."""
         raise TypeError(f"{type(self).__name__} must define plan")
+
+    @classmethod
+    def check_actions(cls, spec: EnvSpec) -> None:
+        """Refuses an environment whose actions the algorithm is not for (CompositionError)."""
+        if not isinstance(spec.action, cls.actions):
+            needs = " or ".join(kind.__name__ for kind in cls.actions)
+            raise CompositionError(
+                f"{cls.__name__} needs {needs} actions, {spec.name} takes {spec.action}: use {cls.instead}"
+            )
 
     def check(self, actor: Any) -> None:
         """Refuses an actor that the loss has no use for (CompositionError)."""

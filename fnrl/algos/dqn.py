@@ -11,6 +11,7 @@ from fnrl.algos.base import Algorithm
 from fnrl.component import Schedule, component, hyper, option, setting
 from fnrl.errors import CompositionError
 from fnrl.optim import Adam, Optimiser, polyak
+from fnrl.spaces import Discrete, Space
 from fnrl.types import Aux, OffPolicyBatch, Params, Sampling, Tree, Weights
 
 
@@ -26,6 +27,8 @@ class DQN(Algorithm):
     """
 
     family: ClassVar[str] = "off-policy"
+    actions: ClassVar[tuple[type[Space], ...]] = (Discrete,)
+    instead: ClassVar[str] = "SAC, TD3 or DDPG"
 
     lr: float | Schedule = hyper(default=1e-4, help="learning rate")
     gamma: float | Schedule = hyper(default=0.99, high=1.0, help="discount")
@@ -45,7 +48,7 @@ class DQN(Algorithm):
         return Sampling(self.ratio, self.batch)
 
     def check(self, actor: OffPolicyActorCritic) -> None:
-        """It needs Discrete actions without a policy."""
+        """It needs a critic without a policy."""
         if actor.policy is not None:
             hint = "pass OffPolicyActorCritic(..., policy=None, critics=1, explore=EpsilonGreedy())"
             raise CompositionError(f"DQN acts greedily on its critic and has no use for a policy: {hint}")

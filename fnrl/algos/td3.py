@@ -11,13 +11,15 @@ from fnrl.algos.base import Algorithm
 from fnrl.component import Schedule, component, hyper, option, setting
 from fnrl.errors import CompositionError
 from fnrl.optim import Adam, Optimiser, polyak
-from fnrl.spaces import Box
+from fnrl.spaces import Box, Space
 from fnrl.types import Aux, Layout, OffPolicyBatch, Params, Sampling, Tree, Weights
 
 
 class _DeterministicPolicyGradient(Algorithm):
     """What DDPG and TD3 share."""
 
+    actions: ClassVar[tuple[type[Space], ...]] = (Box,)
+    instead: ClassVar[str] = "DQN or SAC"
     ratio: float
     batch: int
     critic_lr: float | Schedule | None
@@ -28,11 +30,9 @@ class _DeterministicPolicyGradient(Algorithm):
         return Sampling(self.ratio, self.batch)
 
     def check(self, actor: OffPolicyActorCritic) -> None:
-        """It needs a deterministic policy over Box actions."""
-        name, action = type(self).__name__, actor.spec.action
-        if not isinstance(action, Box):
-            raise CompositionError(f"{name} needs Box actions, {actor.spec.name} takes {action}: use DQN or SAC")
+        """It needs a deterministic policy."""
         if actor.stochastic:
+            name = type(self).__name__
             raise CompositionError(f"{name} needs a deterministic policy: OffPolicyActorCritic(..., stochastic=False)")
 
     def init(self, actor: OffPolicyActorCritic, params: Params) -> tuple[Params, Tree, Tree]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import fnrl
-from fnrl import checkpoint, lanes
+from fnrl import checkpoint, lanes, logs
 from fnrl.cli.options import Option, build, options, pair
 from fnrl.component import nearest
 from fnrl.config import rebuild
@@ -149,14 +149,17 @@ def _evaluate(words: Words) -> int:
     parser.add_argument("dir", help="a run directory")
     parser.add_argument("--episodes", type=_count, default=100, help="whole episodes [100]")
     parser.add_argument("--seed", type=int, default=0, help="of the episodes [0]")
-    parser.add_argument("--threads", type=_count, default=1, help="of torch [1]")
+    _common(parser)
     said = _read(parser, words)
     torch.set_num_threads(said.threads)
     parts, found = _scheme(said.dir).parts, checkpoint.newest(said.dir)
     env = dataclasses.replace(parts.env, num_envs=min(said.episodes, 10))  # type: ignore[type-var]
     state, key = found.state.scheme, fnrl.key(said.seed)
     key = key if state.lanes is None else fnrl.random.split(key, state.lanes)
-    done = fnrl.evaluate(parts, state.weights, key, said.episodes, env)
+    total = -(-said.episodes // env.num_envs) * env.num_envs * (state.lanes or 1)  # as many in every environment
+    showing = contextlib.nullcontext(lambda *_: None) if said.quiet else logs.episodes(total)
+    with showing as told:
+        done = fnrl.evaluate(parts, state.weights, key, said.episodes, env, told=told)
     print(
         f"{parts.env.spec.name} after {found.step:,} steps, {done.returns.shape[-1]} episodes of "
         f"{float(done.lengths.double().mean()):,.1f} steps: return {done.mean:,.2f} ± {done.std:,.2f}, "
@@ -226,7 +229,9 @@ def _read_train(words: Words) -> tuple[argparse.Namespace, dict[str, Any]]:
     run.add_argument("--workers", type=int, help="its workers, each with its own environments [none]")
     run.add_argument("--ray", action="store_true", help="workers in Ray cells, one process each")
     run.add_argument("--compile", action="store_true", help="compile a few small graphs on first use")
-    run.add_argument("--eval-every", type=int, help="steps between evaluations, 0 for none [a tenth of --steps]")
+    run.add_argument(
+        "--eval-every", type=int, help="steps between evaluations, 0 for none [a tenth of --steps, at least 20000]"
+    )
     run.add_argument("--eval-episodes", type=_count, default=10, help="episodes of one evaluation [10]")
     run.add_argument("--save-every", type=_count, default=100_000, help="steps between checkpoints [100000]")
     run.add_argument("--keep", type=_count, default=3, help="checkpoints that stay [3]")

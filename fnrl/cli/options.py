@@ -126,6 +126,8 @@ def build(env: str, values: Values) -> Parts:
         given = {f.name: values[_name("env", f.name)] for f in _own(GymVector) if _name("env", f.name) in values}
         kwargs = dict(given.pop("kwargs", ()))
         vector = gym(env, **given, **kwargs)
+    algo: Any = _Slot(_PARTS["algo"], False).chosen("algo", None, values)
+    algo.check_actions(vector.spec)  # before the actor, whose own refusal would not name the algorithm
     slot = _Slot(_fitting("actor", values), False)
     actor = _make("actor", slot.chosen("actor", None, values) or slot.classes[0], None, values, {"spec": vector.spec})
     return _make("", Parts, None, values, {"env": vector, "actor": actor})
