@@ -176,7 +176,9 @@ def _build(kind: str, name: str, values: dict[str, Any]) -> Any:
     cls = (RECORDS if kind == "record" else PLAIN).get(name)
     if cls is None:
         raise CheckpointError(f"it holds a {name}, not a {kind} known here: import the module that defines it first")
-    if set(values) != set(_names(cls)):
+    lacking = {f.name for f in dataclasses.fields(cls) if f.name not in values}
+    optional = {f.name for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
+    if set(values) - set(_names(cls)) or lacking - optional:
         raise CheckpointError(f"its {name} has the fields {sorted(values)}, the class here has {sorted(_names(cls))}")
     try:
         return cls(**values)

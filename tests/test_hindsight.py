@@ -138,7 +138,7 @@ def test_strategies_follow_their_distributions(strategy):
     state = storage.append(state, world.rollout(1))
     world.chance = 0.0
     state = storage.append(state, world.rollout(3))
-    _, data, _ = drawn(storage, state, random.key(1), Sampling(100.0, 20))
+    _, data, _ = drawn(storage, state, random.key(1), Sampling(110.0, 20))
     picked = data.batch.obs[data.batch.obs[:, 0] == world.happened[1][0][0]][:, 1].numpy()
     kept = int((picked < 0.0).sum())
     assert stats.binomtest(kept, len(picked), 0.2).pvalue > 1e-3

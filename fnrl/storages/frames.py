@@ -42,16 +42,18 @@ class Frames:
         before = newest if self.padding is None else torch.full_like(newest, self.padding)
         return torch.cat([*[before] * (self.count - 1), newest], axis)
 
-    def stack(self, frames: Tensor, ended: Tensor, place: Tensor, envs: int) -> Tensor:
+    def stack(self, frames: Tensor, final_at: Tensor, place: Tensor, envs: int) -> Tensor:
         """The stacks `[B, k, ...]` whose newest frames lie at `place` `[B]` of `frames [R * N, ...]`: back to the first
-        frame after one where an episode `ended [R * N]`.
+        frame after one where an episode ended, `final_at [R * N]` >= 0.
         """
         at, within = [place], [torch.ones_like(place, dtype=torch.bool)]
         for _ in range(self.count - 1):
-            before = (at[-1] - envs) % ended.shape[0]
-            within.append(within[-1] & ~ended[before])
+            before = (at[-1] - envs) % final_at.shape[0]
+            within.append(within[-1] & (final_at.index_select(0, before) < 0))
             at.append(torch.where(within[-1], before, at[-1]))
-        found = frames[torch.stack(at[::-1], -1)]
+        found = frames.index_select(0, torch.stack(at[::-1], -1).flatten()).reshape(
+            *place.shape, self.count, *frames.shape[1:]
+        )
         if self.padding is None:
             return found
         inside = torch.stack(within[::-1], -1)

@@ -17,8 +17,11 @@ from fnrl.record import host, record
 from fnrl.storages.frames import Frames
 from fnrl.storages.hindsight import Hindsight, Relabelled
 from fnrl.storages.ring import Ring, RingRecord, Rows, by_priority, rows_of, successors
+from fnrl.storages.take import transitions
 from fnrl.token import Token
 from fnrl.types import OffPolicyBatch, Rollout, Sampling, Tree, Weights
+
+_AHEAD = 32  # updates that random bits are drawn for at once
 
 
 @record
@@ -28,6 +31,8 @@ class ReplayState:
     token: Token | tuple[()] = host(default=())
     collected: int = host(default=0)  # transitions of one lane
     updates: int = host(default=0)
+    words: Tree = ()  # 32 random bits for each sample of updates to come `[R, B]`, and those of them that are used
+    used: int = host(default=0)
 
 
 @record
@@ -37,6 +42,8 @@ class ReplayRecord:
     ring: Tree  # RingRecord, or ()
     collected: int = host()
     updates: int = host()
+    words: Tree = ()
+    used: int = host(default=0)
 
 
 @record
@@ -134,8 +141,8 @@ class Replay:
             ring = self._followed(Ring.empty(self._rows(envs), steps, self.prioritised is not None, self.frames))
         else:
             ring = state.token.take()
-        token = ring.append(steps)
-        return ReplayState(token, state.collected + steps.reward.shape[-1] * steps.reward.shape[-2], state.updates)
+        token, count = ring.append(steps), steps.reward.shape[-1] * steps.reward.shape[-2]
+        return ReplayState(token, state.collected + count, state.updates, state.words, state.used)
 
     def ready(self, state: ReplayState, plan: Sampling, envs: int) -> bool:
         """Whether the warm-up is over and an update is earned."""
@@ -161,25 +168,26 @@ class Replay:
         ring: Ring = state.token.take()
         updates = self._earned(state, plan, envs)
         where = ring.start, ring.size
-        index, weight = lift(self.draw)(ring.rows, weights.hyper, key, updates, plan.batch, *where)
+        words, used = state.words, state.used
+        if isinstance(words, tuple) or words.shape[-1] != plan.batch or words.shape[-2] < used + updates:
+            words, used = lift(_words)(key, max(updates, _AHEAD), plan.batch), 0
+        now = words.narrow(-2, used, updates)
+        index, weight = lift(self.draw)(ring.rows, weights.hyper, now, *where)
         given: Relabelled | tuple[()] = ()
         if self.hindsight is not None:
             given = self.hindsight.relabel(lift, env, ring, key, index, self.n_step)
         batch = lift(self.sample)(ring.rows, weights, index, weight, *where, given)
-        rows = torch.arange(updates * plan.batch, device=index.device).reshape(updates, plan.batch)
-        rows = rows.expand(*index.shape[:-1], *rows.shape)
-        return dataclasses.replace(state, updates=state.updates + updates), Samples(batch, index), rows
+        rows = torch.arange(updates * plan.batch, device=index.device).expand(index.shape).reshape(now.shape)
+        state = ReplayState(state.token, state.collected, state.updates + updates, words, used + updates)
+        return state, Samples(batch, index), rows
 
-    def draw(
-        self, ring: Rows, hyper: dict[str, Tensor], key: Tensor, updates: int, batch: int, start: int, size: int
-    ) -> tuple[Tensor, Tensor]:
-        """Places in the ring `[K * B]` (row x N + environment), and the weight of each."""
+    def draw(self, ring: Rows, hyper: dict[str, Tensor], words: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
+        """Places in the ring `[K * B]` (row x N + environment) by words of 32 random bits `[K, B]`, and the weight of each."""
         whole, n = ring.reward.shape
         if self.prioritised is None:
-            drawn = random.randint(key, (updates * batch,), 0, size * n)
-            place = (start + drawn // n) % whole * n + drawn % n
+            place = ((words.flatten() * (size * n) >> 32) + start * n) % (whole * n)
             return place, torch.ones_like(place, dtype=torch.float32)
-        place, chance = by_priority(ring.priority, ring.sums, random.uniform(key, (updates, batch)))
+        place, chance = by_priority(ring.priority, ring.sums, (words >> 9) * 2.0**-23)
         weight = _power(size * n * chance, -hyper["priority_beta"])
         return place.flatten(), (weight / weight.amax(-1, keepdim=True)).flatten()
 
@@ -196,48 +204,46 @@ class Replay:
         """The transitions at some places `[B]`, with other goals where they are `given`; observations normalised."""
         whole, n = ring.reward.shape
         gamma = weights.hyper["gamma"]
-        row, env = index // n, index % n
-        flat = {name: getattr(ring, name).flatten(0, 1) for name in ("reward", "terminated", "truncated")}
+        rewards, ends, final_at = (x.flatten() for x in (ring.reward, ring.terminated, ring.final_at))
 
-        def earned(k: int, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """Reward and termination of the k-th step, and whether it was the last of its episode."""
-            reward, terminated = flat["reward"][place], flat["terminated"][place]
-            done = terminated | flat["truncated"][place]
-            if isinstance(given, Relabelled):
-                reward, terminated = given.earned(k, reward, terminated)
-            return reward, terminated, done | terminated
+        def earned(k: int, place: Tensor) -> tuple[Tensor, Tensor]:
+            """Reward and termination of the k-th step."""
+            reward, terminated = rewards.index_select(0, place), ends.index_select(0, place)
+            return given.earned(k, reward, terminated) if isinstance(given, Relabelled) else (reward, terminated)
 
-        last, (reward, terminated, done) = index, earned(0, index)
-        discount = torch.full_like(reward, 1.0) * gamma
-        age, alive = (row - start) % whole, ~done
+        place, (reward, terminated) = index, earned(0, index)
+        last, now, discount = place, terminated, gamma.expand(reward.shape)
+        alive: Any = True
         for k in range(1, self.n_step):
-            alive = alive & (age + k < size)
-            place = (row + k) % whole * n + env
-            more, ends, done = earned(k, place)
+            done = now | (final_at.index_select(0, place) >= 0)
+            alive = ~done & alive & ((index - start * n) % (whole * n) < (size - k) * n)
+            place = (index + k * n) % (whole * n)
+            more, now = earned(k, place)
             reward = torch.where(alive, reward + discount * more, reward)
             discount = torch.where(alive, discount * gamma, discount)
-            last, terminated = torch.where(alive, place, last), torch.where(alive, ends, terminated)
-            alive = alive & ~done
-        discount = torch.where(terminated, 0.0, discount)
-        obs, next_obs = self._seen(ring, index, last)
+            last, terminated = torch.where(alive, place, last), torch.where(alive, now, terminated)
+        discount = discount.masked_fill(terminated, 0.0)
+        obs, action, next_obs = (
+            transitions(ring, index, last) if self.frames is None else self._stacks(ring, index, last)
+        )
         if isinstance(given, Relabelled):
             obs, next_obs = given.obs(obs), given.obs(next_obs)
         normalise = (lambda x: x) if isinstance(weights.normaliser, tuple) else weights.normaliser
-        action = ring.action.flatten(0, 1)[index]
         return OffPolicyBatch(normalise(obs), action, reward, normalise(next_obs), discount, weight)
 
-    def _seen(self, ring: Rows, index: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        """The observations `[B, ...]` acted on at some places, and those that followed others."""
-        rows, next_obs = ring.obs.flatten(0, 1), successors(ring, last)
-        if self.frames is None:
-            return rows[index], next_obs
-        n, done = ring.reward.shape[1], (ring.terminated | ring.truncated).flatten()
-        obs = self.frames.stack(rows, done, index, n)
-        newest = obs if self.n_step == 1 else self.frames.stack(rows, done, last, n)
-        return obs, torch.cat([newest[:, 1:], next_obs[:, None]], 1)
+    def _stacks(self, ring: Rows, index: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `transitions`, observations stacked."""
+        assert self.frames is not None
+        action, following = ring.action.flatten(0, 1).index_select(0, index), successors(ring, last)
+        rows, final_at, n = ring.obs.flatten(0, 1), ring.final_at.flatten(), ring.reward.shape[1]
+        obs = self.frames.stack(rows, final_at, index, n)
+        newest = obs if self.n_step == 1 else self.frames.stack(rows, final_at, last, n)
+        return obs, action, torch.cat([newest[:, 1:], following[:, None]], 1)
 
     def take(self, data: Samples, rows: Tensor) -> OffPolicyBatch:
         """The batch of some rows `[B]`."""
+        if rows.shape == data.index.shape:  # all of a plan of one update
+            return data.batch
         return tree.map(lambda x: x.index_select(0, rows), data.batch)
 
     def feedback(self, state: ReplayState, data: Samples, rows: Tensor, priority: Tree) -> ReplayState:
@@ -264,7 +270,7 @@ class Replay:
         if isinstance(state.token, Token):
             owner: Ring = state.token.take()
             ring = owner.gather() if copy else owner.view()
-        return ReplayRecord(ring, state.collected, state.updates)
+        return ReplayRecord(ring, state.collected, state.updates, state.words, state.used)
 
     def restore(self, pure: ReplayRecord, copy: bool = True) -> ReplayState:
         """A ring of its own from a record, or (`copy=False`) in the record's memory.
@@ -272,7 +278,7 @@ class Replay:
         Errors: CheckpointError when it does not fit the capacity.
         """
         if isinstance(pure.ring, tuple):
-            return ReplayState((), pure.collected, pure.updates)
+            return ReplayState((), pure.collected, pure.updates, pure.words, pure.used)
         ring: RingRecord = pure.ring
         if isinstance(ring.rows.priority, Tensor) != (self.prioritised is not None):
             raise CheckpointError(
@@ -286,7 +292,7 @@ class Replay:
                 f"a ring of {ring.size} rows, {filled} with those around, is not that of Replay({of})"
             )
         restored = self._followed(Ring.restore(rows, ring, self.frames, copy))
-        return ReplayState(restored.token(), pure.collected, pure.updates)
+        return ReplayState(restored.token(), pure.collected, pure.updates, pure.words, pure.used)
 
     def _followed(self, ring: Ring) -> Ring:
         if self.hindsight is not None:
@@ -314,6 +320,11 @@ class Replay:
         each = obs + spec.action.nbytes + 4 + 1 + 1 + 4 + (0 if self.prioritised is None else 4)
         each += 0 if self.hindsight is None else 8
         return rows_of(self._rows(envs), self.frames) * envs * each
+
+
+def _words(key: Tensor, updates: int, batch: int) -> Tensor:
+    """Words of 32 random bits `[R, B]`, for more updates than one plan's: a draw costs nearly as much for one as for many."""
+    return random.bits(key, (updates, batch)).long() & 0xFFFFFFFF
 
 
 def _power(x: Tensor, exponent: float | Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from fnrl.storages.spans import Spans
 from fnrl.token import Owner, Token
 from fnrl.types import Transition
 
-_BLOCK = 1024  # priorities summed at once
+_BLOCK = 128  # priorities summed at once
 
 
 @record
@@ -37,8 +37,8 @@ class Rows:
     truncated: Tensor
     final_at: Tensor  # int32: where among `finals` the successor lies; -1 where it is the next row
     finals: Tensor
-    priority: Any  # [M], to the power alpha; 0 where a row can't be drawn; M is a multiple of 1024
-    sums: Any  # [M / 1024]
+    priority: Any  # [M], to the power alpha; 0 where a row can't be drawn; M is a multiple of 128
+    sums: Any  # [M / 128]
     top: Any  # [], the greatest priority so far
 
 
@@ -108,9 +108,14 @@ _COLUMNS = ("obs", "action", "reward", "terminated", "truncated")
 _PIECE = 2**22  # bytes of a piece of a saved ring, about
 
 
-def _lanes(x: Tensor, axis: int) -> Tensor:
+def _lanes(x: Any, axis: int) -> Any:
     """With one axis of lanes in front."""
     return x if axis else x[None]
+
+
+def _array(x: Tensor) -> Any:
+    """The same memory as a numpy array, where there can be one: it is indexed in a tenth of the time."""
+    return x.numpy() if x.is_cpu else x
 
 
 class Ring(Owner):
@@ -119,6 +124,9 @@ class Ring(Owner):
     def __init__(self, capacity: int, rows: Rows, cursor: int, size: int, frames: Frames | None) -> None:
         self.capacity, self.rows, self.cursor, self.size, self.frames = capacity, rows, cursor, size, frames
         self.axis, self.whole = rows.reward.dim() - 2, rows_of(capacity, frames)
+        self._lead = (slice(None),) * self.axis
+        self._columns = [_array(getattr(rows, n)) for n in _COLUMNS]
+        self._final_at = _lanes(_array(rows.final_at), self.axis)
         self.free = self._unused()
         self.spans: Spans | None = None
 
@@ -142,7 +150,7 @@ class Ring(Owner):
         ring = Ring(capacity, made, length - capacity - 1, 0, frames)
         if frames is not None:  # what the first stack holds besides its newest frame goes before the first row
             before = steps.obs.select(axis, 0).narrow(axis + 1, 0, ring.cursor).movedim(axis + 1, axis)
-            ring._write(made.obs, before, 0)
+            ring._write(ring._columns[0], _array(before), 0)
             for flag in (*flags, made.action, made.reward):
                 flag.narrow(axis, 0, ring.cursor).zero_()
         return ring
@@ -167,12 +175,15 @@ class Ring(Owner):
             steps = dataclasses.replace(steps, obs=newest[0], next_obs=newest[1])
         token = self.advance()
         self._forget(first, length)
-        for name in _COLUMNS:
-            self._write(getattr(rows, name), getattr(steps, name), first)
+        given = [_array(getattr(steps, n)) for n in _COLUMNS]
+        for column, x in zip(self._columns, given, strict=True):
+            self._write(column, x, first)
         self.cursor = (first + length) % whole
-        self._write(rows.obs, steps.next_obs.narrow(self.axis, length - 1, 1), self.cursor)
+        newest = _array(steps.next_obs)[(*self._lead, slice(length - 1, None))]
+        self._write(self._columns[0], newest, self.cursor)
         before, self.size = self.size, min(self.size + length, self.capacity)
-        self._keep_finals(steps, first)
+        if (given[-1] | given[-2]).any():
+            self._keep_finals(steps, first)
         if self.spans is not None:
             self.spans.follow(steps.terminated | steps.truncated, first, before)
         if isinstance(rows.priority, Tensor):
@@ -189,15 +200,14 @@ class Ring(Owner):
         """Sets the priorities `[B]` (to the power alpha) of the samples at `index` `[B]`; of one drawn twice, the
         greater.
         """
-        rows = self.rows
-        fresh = torch.zeros_like(rows.priority).scatter_reduce_(-1, index, priority, "amax", include_self=False)
-        self._set_priority(index, fresh.gather(-1, index))
-        torch.maximum(rows.top, priority.amax(-1), out=rows.top)
+        self._set_priority(index, priority)
+        torch.maximum(self.rows.top, priority.amax(-1), out=self.rows.top)
 
     def _set_priority(self, index: Tensor, priority: Tensor) -> None:
         rows = self.rows
         index = index.expand(priority.shape)
-        rows.priority.scatter_(-1, index, priority)
+        rows.priority.scatter_(-1, index, 0.0)
+        rows.priority.scatter_reduce_(-1, index, priority, "amax")
         blocks = index // _BLOCK
         table = rows.priority.reshape(*rows.sums.shape, _BLOCK)
         picked = torch.take_along_dim(table, blocks[..., None], -2)
@@ -213,11 +223,11 @@ class Ring(Owner):
         given = obs.narrow(axis, 1, obs.shape[axis] - 1)
         if self.size > 0:
             n, newest = obs.shape[axis + 1], (self.cursor - 1) % self.whole
-            done, tip = rows.terminated | rows.truncated, self.cursor * n + torch.arange(n, device=obs.device)
-            lanes = zip(_lanes(rows.obs, self.axis).unbind(0), _lanes(done, self.axis).unbind(0), strict=True)
-            stacks = torch.stack([frames.stack(x.flatten(0, 1), d.flatten(), tip, n) for x, d in lanes])
+            at, tip = rows.final_at, self.cursor * n + torch.arange(n, device=obs.device)
+            lanes = zip(_lanes(rows.obs, axis).unbind(0), _lanes(at, axis).unbind(0), strict=True)
+            stacks = torch.stack([frames.stack(x.flatten(0, 1), i.flatten(), tip, n) for x, i in lanes])
             before = torch.cat([(stacks if axis == 1 else stacks[0]).unsqueeze(axis), before], axis)
-            begins, given = torch.cat([done.narrow(axis, newest, 1), begins], axis), obs
+            begins, given = torch.cat([at.narrow(axis, newest, 1) >= 0, begins], axis), obs
         first = frames.first(given, axis + 2)
         begins_ = begins.reshape(*begins.shape, *[1] * (obs.dim() - axis - 2))
         follows = (torch.where(begins_, first, before) == given).flatten(axis + 2).all(-1)
@@ -230,12 +240,12 @@ class Ring(Owner):
                     "Stack as gymnasium.wrappers.FrameStackObservation does, with the same padding, or pass frames=None"
                 )
 
-    def _write(self, ring: Tensor, x: Tensor, first: int) -> None:
-        length = x.shape[self.axis]
-        before = min(length, self.whole - first)
-        ring.narrow(self.axis, first, before).copy_(x.narrow(self.axis, 0, before))
-        if before < length:
-            ring.narrow(self.axis, 0, length - before).copy_(x.narrow(self.axis, before, length - before))
+    def _write(self, column: Any, x: Any, first: int) -> None:
+        lead, over = self._lead, first + x.shape[self.axis] - self.whole
+        if over > 0:
+            column[(*lead, slice(over))] = x[(*lead, slice(-over, None))]
+            x = x[(*lead, slice(-over))]
+        column[(*lead, slice(first, first + x.shape[self.axis]))] = x
 
     # -- the ends of episodes -------------------------------------------------------------------------------------
 
@@ -244,19 +254,16 @@ class Ring(Owner):
         return [sorted(set(range(places)) - set(lane[lane >= 0].tolist()), reverse=True) for lane in at.unbind(0)]
 
     def _forget(self, first: int, length: int) -> None:
-        at = _lanes(self.rows.final_at, self.axis)
-        index = torch.arange(first, first + length, device=at.device) % self.whole
-        gone = at.index_select(1, index)
-        if bool((gone >= 0).any()):
-            for free, lane in zip(self.free, gone.unbind(0), strict=True):
-                free.extend(lane[lane >= 0].tolist())
-        at.index_fill_(1, index, -1)
+        end = first + length
+        for rows in (slice(first, end), *([slice(end - self.whole)] if end > self.whole else ())):
+            gone = self._final_at[:, rows]
+            if bool((gone >= 0).any()):
+                for free, lane in zip(self.free, gone, strict=True):
+                    free.extend(lane[lane >= 0].tolist())
+                gone[...] = -1
 
     def _keep_finals(self, steps: Transition, first: int) -> None:
-        done = _lanes(steps.terminated | steps.truncated, self.axis)
-        if not bool(done.any()):
-            return
-        ends = done.nonzero().tolist()
+        ends = _lanes(steps.terminated | steps.truncated, self.axis).nonzero().tolist()
         needed = max(sum(e[0] == lane for e in ends) - len(free) for lane, free in enumerate(self.free))
         if needed > 0:
             self._grow(needed)
@@ -317,9 +324,12 @@ class Ring(Owner):
         fields.update(priority=(), sums=(), top=())
         if isinstance(given.priority, Tensor):
             priority, sums = _blocks(given.reward, axis, length)
-            there = min(priority.shape[-1], given.priority.shape[-1])
+            there = min(priority.shape[-1], given.priority.shape[-1]) // _BLOCK * _BLOCK
             priority[..., :there] = given.priority[..., :there]
-            sums[..., : there // _BLOCK] = given.sums[..., : there // _BLOCK]
+            if given.sums.shape[-1] * _BLOCK == given.priority.shape[-1]:
+                sums[..., : there // _BLOCK] = given.sums[..., : there // _BLOCK]
+            else:  # of blocks of another size
+                sums.copy_(priority.reshape(*sums.shape, _BLOCK).sum(-1))
             fields.update(priority=priority, sums=sums, top=given.top.clone())
         return Ring(capacity, Rows(**fields), pure.cursor, pure.size, frames)
 
@@ -340,10 +350,10 @@ def successors(rows: Rows, place: Tensor) -> Tensor:
     """The observations `[B, ...]` that truly followed the steps at some places `[B]` (row x N + environment)."""
     whole, n = rows.reward.shape
     obs = rows.obs.flatten(0, 1)
-    following = obs[(place // n + 1) % whole * n + place % n]
-    at = rows.final_at.flatten()[place].long()
+    following = obs.index_select(0, (place + n) % (whole * n))
+    at = rows.final_at.flatten().index_select(0, place)
     ended = (at >= 0).reshape(-1, *[1] * (obs.dim() - 1))
-    return torch.where(ended, rows.finals[at.clamp(min=0)], following)
+    return torch.where(ended, rows.finals.index_select(0, at.clamp(min=0)), following)
 
 
 def by_priority(priority: Tensor, sums: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -354,7 +364,7 @@ def by_priority(priority: Tensor, sums: Tensor, uniform: Tensor) -> tuple[Tensor
     aim = (torch.arange(batch, device=uniform.device) + uniform) / batch * total
     # rounding can carry an aim to the very end, past the last block and place that hold anything: then it is those
     last_block = (torch.arange(len(sums), device=sums.device) * (sums > 0.0)).amax()
-    block = torch.minimum((ends <= aim[..., None]).sum(-1), last_block)
+    block = torch.minimum(torch.searchsorted(ends, aim, right=True), last_block)
     inside = (aim - (ends - sums)[block]).clamp(min=0.0)
     table = priority.reshape(-1, _BLOCK)[block]
     offset = (table.cumsum(-1) <= inside[..., None]).sum(-1).clamp(max=_BLOCK - 1)
