@@ -182,7 +182,7 @@ class Replay:
         return state, Samples(batch, index), rows
 
     def draw(self, ring: Rows, hyper: dict[str, Tensor], words: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
-        """Places in the ring `[K * B]` (row x N + environment) by words of 32 random bits `[K, B]`, and the weight of each."""
+        """Places in the ring `[K * B]` (row x N + environment) by random words `[K, B]`, and the weight of each."""
         whole, n = ring.reward.shape
         if self.prioritised is None:
             place = ((words.flatten() * (size * n) >> 32) + start * n) % (whole * n)
@@ -323,7 +323,7 @@ class Replay:
 
 
 def _words(key: Tensor, updates: int, batch: int) -> Tensor:
-    """Words of 32 random bits `[R, B]`, for more updates than one plan's: a draw costs nearly as much for one as for many."""
+    """Words of 32 random bits `[R, B]`, for many plans: a draw costs little more than one for a single plan."""
     return random.bits(key, (updates, batch)).long() & 0xFFFFFFFF
 
 
