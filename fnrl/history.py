@@ -143,13 +143,13 @@ class History:
 class LaneHistory(History):
     """A history for each lane that is shown, and what they come to together.
 
-    `places` are where the lanes lie in what a step tells. Means and the interquartile mean are over the lanes that
-    are alive; `lanes/*` are lists, a number for each lane in its order, None where there is none.
+    `places` are where the lanes lie in what a step tells, by their numbers. Means and the interquartile mean are over
+    the lanes that are alive; `lanes/*` are lists, a number for each lane in its order, None where there is none.
     """
 
-    def __init__(self, plan: int, env_steps: int, places: Sequence[int], told: Sequence[Told] = ()) -> None:
+    def __init__(self, plan: int, env_steps: int, places: dict[int, int], told: Sequence[Told] = ()) -> None:
         super().__init__(plan, env_steps)
-        self.places = list(places)
+        self.numbers, self.places = list(places), list(places.values())
         self.each = [History(plan, env_steps, t) for t in told or [None] * len(self.places)]
         if told:
             self.evaluated, self.begun, self.faults = told[0].evaluated, self.each[0].begun, dict(told[0].faults)
@@ -187,7 +187,7 @@ class LaneHistory(History):
         found: dict[str, Any] = {"performance/recent": math.fsum(recent) / len(recent)} if recent else {}
         for name in ("performance/train", "performance/recent", "performance/length", "algo/alive"):
             found[f"lanes/{name}"] = [x.get(name) for x in lines]
-        return found
+        return {**found, "lanes/number": self.numbers}
 
     def tested(self, found: Evaluation) -> dict[str, Any]:
         """Takes in an evaluation of all lanes; gives what is told of it."""
@@ -203,6 +203,7 @@ class LaneHistory(History):
             "performance/test_std": math.sqrt(math.fsum((m - mean) ** 2 for m in living) / len(living)),
             "performance/test_episodes": self.test.returns.shape[-1],
             "lanes/performance/test": means,
+            "lanes/number": self.numbers,
         }
 
     def told(self) -> Any:

@@ -311,7 +311,7 @@ class Learner:
         about = self._updates_of_a_line(), self.state.env_steps
         if self.state.lanes is None:
             return History(*about, told)
-        return LaneHistory(*about, list(lanes.shown(self.state).values()), told or ())
+        return LaneHistory(*about, lanes.shown(self.state), told or ())
 
     def _updates_of_a_line(self) -> int:
         rollout = self.scheme.parts.storage.steps * self.scheme.topology.envs(self.scheme.parts)

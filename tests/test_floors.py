@@ -16,6 +16,8 @@ FLOORS = [
         "scheme",
         "schemes",
         "lanes",
+        "report",
+        "results",
         "saved",
         "sweep",
         "config",

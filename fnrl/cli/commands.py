@@ -1,4 +1,4 @@
-"""`fnrl train | resume | evaluate`.
+"""`fnrl train | resume | evaluate | report`.
 
 Exit status: 0, 1 for an error of fnrl's own (its message, without a traceback), 2 for a wrong command line, 130 for
 Ctrl-C, 143 for SIGTERM.
@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 import fnrl
-from fnrl import checkpoint, lanes, logs
+from fnrl import checkpoint, lanes, logs, report, results
 from fnrl.cli.options import Option, build, options, pair
 from fnrl.component import nearest
 from fnrl.config import rebuild
@@ -45,7 +47,12 @@ Words = list[str]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; gives its exit status."""
     words = sys.argv[1:] if argv is None else list(argv)
-    commands: dict[str, Callable[[Words], int]] = {"train": _train, "resume": _resume, "evaluate": _evaluate}
+    commands: dict[str, Callable[[Words], int]] = {
+        "train": _train,
+        "resume": _resume,
+        "evaluate": _evaluate,
+        "report": _report,
+    }
     top = argparse.ArgumentParser(
         "fnrl", description=fnrl.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -181,12 +188,29 @@ def _print_lanes(state: Any, done: fnrl.Evaluation) -> None:
     print(f"{len(where)} lanes, {len(alive)} alive: interquartile mean {lanes.iqm(alive):,.2f}")
 
 
+def _report(words: Words) -> int:
+    parser = _parser("report", "Compares runs over their seeds: tables here, tables and pictures in one file.")
+    parser.usage = "fnrl report DIR... [--out FILE]; --help tells more"
+    parser.add_argument("dirs", nargs="+", metavar="DIR", help="run directories")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="an .html or .md file [report.html]")
+    said = _read(parser, words)
+    with _refusals():
+        made = report.report(said.dirs, said.out)
+    for table in report.tables([results.read(d) for d in said.dirs]):
+        shown = Table(*table.head, title=table.title, title_justify="left")
+        for row in table.rows:
+            shown.add_row(*row)
+        Console(width=None if sys.stdout.isatty() else 150).print(shown)
+    print(f"written to {made}")
+    return 0
+
+
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
     """A value that a part refuses is an error of fnrl's own."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise fnrl.CompositionError(str(error)) from error
 
 
