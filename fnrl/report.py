@@ -81,7 +81,7 @@ def _improvements(env: str, runs: Sequence[Results]) -> Table:
             here = f"{improvement([a.scores], [b.scores]):.2f} ({low:.2f} to {high:.2f})"
             cells.append("" if a is b else here)
         rows.append((a.name, *cells))
-    note = "How likely a seed of the row is above one of the column, with its 95 % interval; one half tells nothing."
+    note = "How likely a seed of the row is above one of the column, with its 95 % interval; half tells nothing."
     return Table(f"Probability of improvement on {env}", ("", *(r.name for r in runs)), rows, note)
 
 
