@@ -51,8 +51,8 @@ def tables(runs: Sequence[Results]) -> Iterator[Table]:
         "Runs",
         ("run", "environment", "algorithm", "lanes", "steps", "time", "IQM", "95 % interval", "lowest", "highest"),
         rows,
-        "A score is a lane's last evaluation (or, where there was none, its last 100 training episodes). IQM is the mean"
-        " of the middle half of the lanes; the interval is of a percentile bootstrap over lanes (arXiv 2108.13264).",
+        "A score is a lane's last evaluation (or, where there was none, its last 100 training episodes). IQM is the"
+        " mean of the middle half of the lanes; the interval is a percentile bootstrap over lanes (arXiv 2108.13264).",
     )
     for env in dict.fromkeys(run.env for run in runs):
         same = [run for run in runs if run.env == env]
