@@ -1,0 +1,107 @@
+"""What is not synchronous on Ray: recorded, and repeated in one process to the same bits."""
+
+import pytest
+import ray
+from ray_cases import kill, on_policy, on_ray, owners
+
+import fnrl
+from fnrl import tree
+from fnrl.record import is_record
+from fnrl.topology import asynchronous, centralised, collect, decentralised, gradients, synchronous
+from fnrl.types import Landed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def run(scheme, state, updates):
+    choices = []
+    for _ in range(updates):
+        state, info = scheme.step(state)
+        choices += info.choices
+    return state, choices
+
+
+def in_flight(x):
+    """What calls that have landed will tell, once they are taken."""
+    if isinstance(x, Landed):
+        yield from x.info.choices
+    below = (
+        [getattr(x, n) for n in type(x).__fields__.data] if is_record(x) else x if isinstance(x, tuple | list) else ()
+    )
+    for y in below:
+        yield from in_flight(y)
+
+
+def assert_replays(parts, topology, choices, gathered, updates):
+    """Whether one process, told the choices, comes to the same bits: calls in flight, too."""
+    scheme = fnrl.Scheme(parts, topology, fnrl.Recorded([*choices, *in_flight(gathered)]))
+    again, told = run(scheme, scheme.init(fnrl.key(0)), updates)
+    assert told == choices
+    assert tree.different_bits(scheme.gather(again), gathered) == []
+
+
+NESTED = [
+    centralised(gradients(asynchronous(collect, 2))),
+    centralised(asynchronous(gradients(asynchronous(collect, 1)), 2, max_lag=3)),
+]
+
+
+@pytest.mark.parametrize("topology", NESTED, ids=repr)
+def test_an_asynchronous_run_replays_in_one_process_also_when_resumed(topology):
+    parts = on_policy()
+    scheme = fnrl.Scheme(parts, topology, on_ray())
+    state, first = run(scheme, scheme.init(fnrl.key(0)), 13)
+    pure = scheme.gather(state)
+    after, more = run(scheme, state, 6)  # what was gathered goes on
+    assert_replays(parts, topology, first + more, scheme.gather(after), 19)
+    scheme.close(after)
+    resumed, rest = run(scheme, scheme.restore(pure), 14)
+    gathered = scheme.gather(resumed)
+    scheme.close(resumed)
+    assert_replays(parts, topology, first + rest, gathered, 27)
+    fresh = fnrl.Scheme(parts, topology, fnrl.Recorded(first + rest))
+    with pytest.raises(fnrl.ExecutorError, match="the record does not say which arrival was number"):
+        run(fresh, fresh.restore(pure), 60)
+
+
+def test_stopped_rollouts_are_recorded_and_replay():
+    topology = centralised(gradients(synchronous(collect, 3, quorum=0.3, samples=0.1)))
+    parts = on_policy(steps=300)  # about a fifth of a second
+    scheme = fnrl.Scheme(parts, topology, on_ray())
+    state, choices = run(scheme, scheme.init(fnrl.key(0)), 17)
+    gathered = scheme.gather(state)
+    scheme.close(state)
+    lengths = [c.value for c in choices if c.kind == "length"]
+    assert len(lengths) == 3 * 3  # plans, collectors
+    assert 30 <= min(lengths) < max(lengths) == 300
+    assert gathered.env_steps == 4 * sum(lengths)
+    assert_replays(parts, topology, choices, gathered, 17)
+
+
+def test_a_cell_that_is_lost_chooses_again_as_it_did():
+    topology = centralised(synchronous(gradients(asynchronous(collect, 2)), 2))
+    parts = on_policy()
+    scheme = fnrl.Scheme(parts, topology, on_ray(snapshot_every=1000))
+    state, first = run(scheme, scheme.init(fnrl.key(0)), 18)
+    kill(owners(state.node.child)[1].pid)
+    state, rest = run(scheme, state, 8)
+    gathered = scheme.gather(state)
+    scheme.close(state)
+    assert_replays(parts, topology, first + rest, gathered, 26)
+
+
+def test_decentralised_cells_hold_the_bits_of_one_process():
+    parts = on_policy()
+    there = fnrl.Scheme(parts, decentralised(gradients(collect), 2, check_every=1), on_ray())
+    here = fnrl.Scheme(parts, centralised(synchronous(gradients(collect), 2)))
+    a, b = there.init(fnrl.key(0)), here.init(fnrl.key(0))
+    a, b = there.set(run(there, a, 5)[0], lr=1e-3), here.set(run(here, b, 5)[0], lr=1e-3)
+    a, b = run(there, a, 12)[0], run(here, b, 12)[0]
+    pure = there.gather(a)
+    there.close(a)
+    assert tree.different_bits(pure.node.algo, b.node.algo) == []
