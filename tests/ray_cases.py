@@ -41,13 +41,14 @@ def kill(pid):
 
 class Once(gymnasium.Env):
     """An environment that at its fortieth step (`born`: when it is made) does `what`: `hang` or `die`, once, as the
-    file `mark` remembers; `raise` or `end` every time.
+    file `mark` remembers; `raise` or `end` every time. If it is `slow`, the first one that is made is.
     """
 
     observation_space, action_space = spaces.Box(-10, 10, (2,), np.float32), spaces.Discrete(2)
 
     def __init__(self, what="", mark=""):
         self.what, self.mark, self.t = what, mark, 0
+        self.pace = 0.01 if what == "slow" and self.first() else 0.0
         if what == "born" and self.first():
             os._exit(1)
 
@@ -63,6 +64,7 @@ class Once(gymnasium.Env):
 
     def step(self, action):
         self.t, self.at = self.t + 1, self.at + 1
+        time.sleep(self.pace)
         if self.t == 40:
             if self.what == "hang" and self.first():
                 time.sleep(600)

@@ -14,7 +14,7 @@ from fnrl import tree
 from fnrl.checkpoint import CheckpointWarning
 from fnrl.component import component, option
 from fnrl.logs import read_config
-from fnrl.topology import centralised, collect, gradients, synchronous
+from fnrl.topology import asynchronous, centralised, collect, gradients, synchronous
 
 COLLECTORS = centralised(gradients(synchronous(collect, 2)))
 GRADIENTS = centralised(synchronous(gradients(collect), 2))
@@ -207,3 +207,41 @@ def test_resources_are_those_of_each_kind():
     left = ray.available_resources()
     assert (left["CPU"], left.get("seat", 0.0)) == (4 - 4 * 0.5 - 2 * 0.25, 8 - 4)
     scheme.close(state)
+
+
+# -- workers that are not waited for ----------------------------------------------------------------------------------
+
+
+def test_an_asynchronous_run_goes_on_while_a_worker_hangs_and_another_dies(tmp_path):
+    parts = faulty(tmp_path, "hang")
+    topology = centralised(gradients(asynchronous(collect, 3)))
+    scheme = fnrl.Scheme(dataclasses.replace(parts, storage=fnrl.VTrace(steps=16)), topology, on_ray(deadline=6.0))
+    state, faults, taken = scheme.init(fnrl.key(0)), {}, 0
+    while set(faults) != {"faults/hung", "faults/died"} and taken < 4000:
+        if taken == 120:
+            workers = state.node.child.child
+            kill(workers.calls[-1].state.token.owner.pid)
+        state, info = scheme.step(state)
+        faults |= {n: x for n, x in info.report.items() if n.startswith("faults/")}
+        taken = state.node.child.child.taken
+    scheme.close(state)
+    assert faults == {"faults/hung": 1.0, "faults/died": 1.0}
+    assert taken > 120
+
+
+def test_a_straggler_that_was_stopped_and_died_ends_where_it_did(tmp_path):
+    topology = centralised(gradients(synchronous(collect, 2, quorum=0.5, samples=0.25)))
+    parts = dataclasses.replace(faulty(tmp_path, "slow"), storage=fnrl.GAE(steps=64))
+    scheme = fnrl.Scheme(parts, topology, executor=on_ray(snapshot_every=1000))
+    state, lengths = scheme.init(fnrl.key(0)), []
+    for i in range(40):
+        if i == 33:
+            before = scheme.gather(state)
+            for owner in cells_of(state):
+                kill(owner.pid)
+            after = scheme.gather(state)  # by other cells, which made every rollout again
+            assert tree.different_bits(before, after) == []
+        state, info = scheme.step(state)
+        lengths += [c.value for c in info.choices if c.kind == "length"]
+    scheme.close(state)
+    assert min(lengths) < 64

@@ -12,6 +12,7 @@ import torch
 
 from fnrl import tree
 from fnrl.executor.ray.orders import ORDERS
+from fnrl.executor.ray.resources import cells
 from fnrl.executor.ray.wire import size_of, unpacked
 from fnrl.types import Choice
 
@@ -38,9 +39,10 @@ class Cell:
         torch.set_num_threads(threads)
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # weights are shared
         run, self.node = unpacked(shipped)
-        self.run = dataclasses.replace(run, copy=True)  # what the driver shares with its rings is not the cell's
+        self.run = dataclasses.replace(run, copy=True)  # whatever the driver's own records share
+        mine = dataclasses.replace(run, copy=False)  # a state may be made in the memory of a record that is used once
         with self.run.executor.opening(self.run, self.node):
-            self.state = getattr(self.node, how)(self.run, tree.to_torch(what, self.run.device))
+            self.state = getattr(self.node, how)(mine, tree.to_torch(what, self.run.device))
 
     def step(self, weights: Any, number: int, again: Sequence[Choice] | None = None) -> Any:
         """One step; the state moves only if it succeeds."""
@@ -58,17 +60,17 @@ class Cell:
     def stop(self, number: int) -> None:
         """Asks the step of this number to end early, and the cells below; runs beside it."""
         ORDERS.stop = number
-        if ORDERS.stopped and self.run is not None:
+        if ORDERS.stopped and any(cells(self.node)):
             self.run.executor.stop_all()
 
-    def gather(self) -> Any:
-        """The state as pure records."""
-        return tree.to_numpy(self.node.gather(self.run, self.state))
+    def gather(self, copy: bool = True) -> Any:
+        """The state as pure records; without a copy they share the memory of rings, until the next step."""
+        return tree.to_numpy(self.node.gather(dataclasses.replace(self.run, copy=copy), self.state))
 
     def snapshot(self) -> tuple[Any, float, float]:
         """The state as pure records; what it cost, in seconds; and what a call has cost since the last one."""
         begin = time.perf_counter()
-        pure = self.gather()
+        pure = self.gather(copy=False)  # it is pickled before the next step
         each, self.worked, self.calls = self.worked / max(self.calls, 1), 0.0, 0
         return pure, time.perf_counter() - begin + size_of(pure) / 1e9, each  # it travels at about 1 GB a second
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import math
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -143,7 +144,7 @@ class Ray:
         if ORDERS.chosen is not None:
             return ORDERS.chosen["arrival", run.name, taken]
         _wait(calls, 1)
-        return next((i for i, c in enumerate(calls) if _ended(c)), 0)
+        return next(i for i, c in enumerate(calls) if _ended(c))
 
     def preempt(self, calls: Sequence[Any], enough: int) -> None:
         """Waits for enough cells, and tells the others."""
@@ -208,21 +209,15 @@ class Ray:
 
 
 def _ended(call: Any) -> bool:
-    """Whether a call waits for nothing."""
-    import ray
-
-    if isinstance(call, Landed):
-        return True
-    ref = call.answer.call.ref
-    return ref is None or bool(ray.wait([ref], timeout=0, fetch_local=False)[0])
+    """Whether a call waits for nothing: its answer is there, or an error that whoever asks for it will be told."""
+    return isinstance(call, Landed) or call.answer.call.done or call.state.token.owner.look() or call.answer.call.done
 
 
 def _wait(calls: Sequence[Any], enough: int) -> None:
-    """Waits until `enough` calls have ended, or the deadline of one is over: who asks for that result, replaces it."""
+    """Waits until `enough` calls have ended; cells that die or hang meanwhile are replaced, and the others go on."""
     import ray
 
-    open_ = [c.answer.call for c in calls if not _ended(c)]
-    missing = enough - (len(calls) - len(open_))
-    if missing > 0:
-        limit = min((c.limit for c in open_ if c.limit is not None), default=None)
-        ray.wait([c.ref for c in open_], num_returns=missing, timeout=limit, fetch_local=False)
+    while len(open_ := [c for c in calls if not _ended(c)]) > len(calls) - enough:
+        heads = [c.state.token.owner.waiting[0] for c in open_]
+        over = min((h.since + h.limit for h in heads if h.limit is not None), default=math.inf) - time.monotonic()
+        ray.wait([h.ref for h in heads], timeout=None if over == math.inf else max(over, 0.01))

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import math
 import sys
+import time
 import weakref
 from typing import Any
 
@@ -25,6 +26,7 @@ from fnrl.token import Owner
 from fnrl.types import Choice
 
 _GRACE = 5.0  # seconds a cell has to close its simulators
+_ARRIVING = 1.0  # and an answer to travel, if the deadline passed while nobody asked
 _SHARE = 20.0  # the calls between two snapshots cost at least as many times what a snapshot does,
 _LONGEST = 16  # but they are at most so many times `snapshot_every`
 _ROOM = 1 / 8  # of the object store, for weights that are kept: then a snapshot is due, too
@@ -54,6 +56,8 @@ class Call:
     size: int = 0  # bytes of the arguments
     covers: int = 0  # of a snapshot: how many of the calls that are kept came before it
     limit: float | None = None
+    since: float = 0.0  # when it became the one that the process works on
+    stopped: bool = False  # whether it was asked to end early
     ref: Any = None
     answer: Any = None
     done: bool = False
@@ -109,7 +113,8 @@ class CellOwner(Owner):
             except Exception as error:
                 self._replace(error)
                 for other in list(self.session.owners):
-                    other.look()
+                    if other is not self:
+                        other.look()
         if not self.troubled:
             self.row = []
         self.troubled = False
@@ -120,7 +125,8 @@ class CellOwner(Owner):
         """Asks the step under way to end early."""
         for call in self.waiting:
             if call.method == "step":
-                self.handle.stop.options(concurrency_group="control").remote(call.args[1])
+                call.stopped = True
+                self._stop(call)
 
     def settle(self) -> None:
         """Waits until the cell has a state. Errors: as `answer`; ExecutorError when it finds no place."""
@@ -130,17 +136,25 @@ class CellOwner(Owner):
             except Exception as error:
                 self._replace(error)
 
-    def look(self) -> None:
-        """Replaces the cell at once if it is known to be lost, so that several are started together."""
+    def look(self) -> bool:
+        """Takes what has come, without waiting, and replaces a cell that is lost or overdue, so that the others go on.
+
+        Gives whether there is an error to be raised where the answer is asked for.
+        """
         import ray
 
-        while self.waiting and ray.wait([self.waiting[0].ref], timeout=0)[0]:
+        while self.waiting:
+            call = self.waiting[0]
+            overdue = call.limit is not None and time.monotonic() > call.since + call.limit
+            if not overdue and not ray.wait([call.ref], timeout=0)[0]:
+                return False
             try:
                 self._advance()
             except Exception as error:
-                if faults.kind_of(error) in ("died", "node") and len(self.row) < self.terms.retries:
-                    self._replace(error)
-                return  # anything else is raised where the answer is asked for
+                if faults.kind_of(error) not in ("died", "node", "hung") or len(self.row) >= self.terms.retries:
+                    return True
+                self._replace(error)
+        return False
 
     def tell(self) -> dict[str, float]:
         """The faults since the last time, by kind."""
@@ -193,15 +207,25 @@ class CellOwner(Owner):
                 call.limit = None
             self.fresh = False
         call.ref = getattr(self.handle, call.method).remote(*call.args)
+        if call.stopped:
+            self._stop(call)
+        if not self.waiting:
+            call.since = time.monotonic()
         self.waiting.append(call)
+
+    def _stop(self, call: Call) -> None:
+        self.handle.stop.options(concurrency_group="control").remote(call.args[1])
 
     def _advance(self) -> None:
         """Waits for the answer to what was asked first."""
         import ray
 
         call = self.waiting[0]
-        answer = ray.get(call.ref, timeout=call.limit)
+        left = None if call.limit is None else max(call.since + call.limit - time.monotonic(), _ARRIVING)
+        answer = ray.get(call.ref, timeout=left)
         self.waiting.popleft()
+        if self.waiting:
+            self.waiting[0].since = time.monotonic()
         call.ref, call.done, call.answer = None, True, answer
         if call.method == "hello":
             self.pid = answer

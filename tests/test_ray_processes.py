@@ -1,0 +1,139 @@
+"""Clusters started for a run: for this machine alone, for this user alone, and gone when the run is."""
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray_cases import on_policy, on_ray
+
+import fnrl
+from fnrl.executor.ray import cluster
+from fnrl.topology import centralised, collect, gradients, synchronous
+
+HERE = Path(__file__).parent
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+
+
+def stat(pid):
+    """(parent, start time) of a process; None when it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else (int(fields[1]), fields[19])
+
+
+def descendants(pid):
+    """Processes below this one, with their start times: a number may be given again."""
+    parents = {int(p.name): stat(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()}
+    found, new = {}, {pid}
+    while new:
+        new = {p for p, s in parents.items() if s and s[0] in new}
+        found |= {p: parents[p][1] for p in new}
+    return found
+
+
+def left_of(processes, seconds):
+    """Those that are still there after so many seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        left = {p for p, begun in processes.items() if (s := stat(p)) and s[1] == begun}
+        if not left or time.monotonic() > end:
+            return [Path(f"/proc/{p}/cmdline").read_bytes() for p in left]
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def driver(tmp_path):
+    command = [sys.executable, str(HERE / "ray_driver.py"), str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout.readline() == "running\n"
+    yield process
+    process.kill()
+
+
+@linux
+def test_after_the_drivers_sigkill_no_process_is_left(driver):
+    below = descendants(driver.pid)
+    assert sum(b"ray::" in Path(f"/proc/{p}/cmdline").read_bytes() for p in below) >= 2
+    driver.kill()
+    driver.wait()
+    assert left_of(below, 60) == []
+
+
+@linux
+def test_ctrl_c_saves_and_leaves_no_process(driver, tmp_path):
+    below = descendants(driver.pid)
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    driver.wait(timeout=60)
+    assert left_of(below, 60) == []
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    assert last["event"] == "interrupted"
+    assert (tmp_path / "run" / last["saved"]).is_dir()
+    assert last["updates"] >= 9
+
+
+def listening():
+    """Addresses (as /proc prints them) on which processes below this one listen."""
+    below, inodes = descendants(os.getpid()), set()
+    for pid in below:
+        for fd in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                link = os.readlink(fd)
+            except OSError:
+                continue
+            if link.startswith("socket:["):
+                inodes.add(link[8:-1])
+    rows = [r.split() for n in ("tcp", "tcp6") for r in Path(f"/proc/net/{n}").read_text().splitlines()[1:]]
+    return {r[1].split(":")[0] for r in rows if r[3] == "0A" and r[9] in inodes}
+
+
+@linux
+def test_a_cluster_of_ones_own_is_private_and_ends_with_its_last_cell():
+    scheme = fnrl.Scheme(on_policy(), centralised(synchronous(gradients(collect), 1)), on_ray())
+    state, _ = scheme.step(scheme.init(fnrl.key(0)))
+    addresses = listening()
+    assert addresses  # 127.0.0.1, plain and mapped into IPv6
+    assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
+    token = Path.home() / ".ray" / "auth_token"
+    assert token.stat().st_mode & 0o077 == 0
+    assert ray.get_runtime_context().gcs_address.startswith("127.0.0.1")
+    fork = scheme.fork(state)
+    scheme.close(state)
+    assert ray.is_initialized()
+    scheme.close(fork)
+    assert not ray.is_initialized()
+
+
+def test_nothing_refers_to_a_cluster_that_was_shut_down():
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    scheme = fnrl.Scheme(on_policy(), centralised(synchronous(gradients(collect), 1)), on_ray())
+    state, _ = scheme.step(scheme.init(fnrl.key(0)))
+    elsewhere = fnrl.Scheme(on_policy(), scheme.topology, on_ray(address="10.1.2.3:6379"))
+    with pytest.raises(fnrl.ExecutorError, match=r"connected to the Ray cluster at .*not to the one at 10\.1\.2\.3"):
+        elsewhere.init(fnrl.key(0))
+    code = (
+        "import ray; ray.__version__ = '0.0.1'; import fnrl; from ray_cases import *; from fnrl.topology import *\n"
+        f"executor = on_ray(address={ray.get_runtime_context().gcs_address!r})\n"
+        "fnrl.Scheme(on_policy(), centralised(synchronous(gradients(collect), 1)), executor).init(fnrl.key(0))"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert "ExecutorError: the Ray cluster at" in out.stderr
+    assert "Ray: 0.0.1" in out.stderr
+    ray.shutdown()
+    with pytest.raises(fnrl.StaleStateError, match="its Ray cluster was shut down"):
+        scheme.step(state)
+    assert not ray.is_initialized()  # asking did not start another one
+    scheme.close(state)
+    del state
+    gc.collect()
+    assert list(cluster._SESSIONS) == []
