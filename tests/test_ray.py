@@ -23,6 +23,7 @@ GRADIENTS = centralised(synchronous(gradients(collect), 2))
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     ray.init(
+        "local",
         num_cpus=4,
         resources={"seat": 8},
         object_store_memory=80 * 2**20,

@@ -81,7 +81,7 @@ def connect(address: str | None, store: int | None) -> Session:
             if named:
                 ray.init(address=named, **options)
             else:
-                with _private():
+                with _loopback():
                     ray.init(address="local", include_dashboard=False, object_store_memory=store, **options)
                 _OURS.add(ray.get_runtime_context().get_session_name())
         except (RayError, RuntimeError, ConnectionError, ValueError, OSError) as error:
@@ -102,28 +102,21 @@ def connect(address: str | None, store: int | None) -> Session:
     return session
 
 
-_PRIVATE = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray listens on every interface of a Linux machine
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # how long a process outlives the rest of a cluster: else 60
-}
-
-
 @contextlib.contextmanager
-def _private() -> Iterator[None]:
-    """What is started inside is a cluster of this process's alone: it listens on the loopback, and ends with it."""
+def _loopback() -> Iterator[None]:
+    """Ray listens on every interface of a Linux machine; asked as on other systems, on the loopback only."""
     from ray._private import ray_constants
 
-    before = {name: os.environ.get(name) for name in _PRIVATE}
-    constant, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
-    os.environ.update(_PRIVATE)
+    variable, constant = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER
+    before = os.environ.get(variable)
+    os.environ[variable], ray_constants.ENABLE_RAY_CLUSTER = "0", False
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = constant
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+        os.environ.pop(variable)
+        if before is not None:
+            os.environ[variable] = before
 
 
 def _hide_token() -> None:
