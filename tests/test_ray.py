@@ -106,7 +106,12 @@ def faulty(tmp_path, what, **options):
 
 
 @pytest.mark.parametrize(
-    ("what", "kind"), [("hang", "hung"), ("die", "environment"), ("born", "died")], ids=["hang", "simulator", "start"]
+    ("what", "kind"),
+    [
+        pytest.param("hang", "hung", marks=pytest.mark.slow, id="hang"),
+        pytest.param("die", "environment", id="simulator"),
+        pytest.param("born", "died", marks=pytest.mark.slow, id="start"),
+    ],
 )
 def test_what_another_process_may_mend_is_tried_again(tmp_path, what, kind):
     parts = faulty(tmp_path, what)
@@ -154,6 +159,7 @@ def test_faults_are_told_in_the_metrics_and_kept_with_the_run(tmp_path):
         assert again.get_metrics()["faults/died"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_snapshot_bounds_what_is_kept():
     scheme = fnrl.Scheme(on_policy(), GRADIENTS, executor=on_ray(snapshot_every=3))
     state, most = scheme.init(fnrl.key(0)), 0
@@ -201,6 +207,7 @@ def test_what_the_cluster_cannot_hold_is_said_at_once(scheme, message):
         scheme.init(fnrl.key(0))
 
 
+@pytest.mark.slow
 def test_resources_are_those_of_each_kind():
     kinds = {"collect": fnrl.Resources(cpus=0.5, custom={"seat": 1}), "gradients": fnrl.Resources(cpus=0.25)}
     scheme = wide(**kinds)
@@ -213,6 +220,7 @@ def test_resources_are_those_of_each_kind():
 # -- workers that are not waited for ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_asynchronous_run_goes_on_while_a_worker_hangs_and_another_dies(tmp_path):
     parts = faulty(tmp_path, "hang")
     topology = centralised(gradients(asynchronous(collect, 3)))
@@ -230,6 +238,7 @@ def test_an_asynchronous_run_goes_on_while_a_worker_hangs_and_another_dies(tmp_p
     assert taken > 120
 
 
+@pytest.mark.slow
 def test_a_straggler_that_was_stopped_and_died_ends_where_it_did(tmp_path):
     topology = centralised(gradients(synchronous(collect, 2, quorum=0.5, samples=0.25)))
     parts = dataclasses.replace(faulty(tmp_path, "slow"), storage=fnrl.GAE(steps=64))

@@ -71,6 +71,7 @@ def test_after_the_drivers_sigkill_no_process_is_left(driver):
     assert len(agents) <= 2
 
 
+@pytest.mark.slow
 @linux
 def test_ctrl_c_saves_and_leaves_no_process(driver, tmp_path):
     below = descendants(driver.pid)
@@ -140,3 +141,11 @@ def test_nothing_refers_to_a_cluster_that_was_shut_down():
     del state
     gc.collect()
     assert list(cluster._SESSIONS) == []
+
+
+@pytest.mark.slow
+def test_a_node_that_is_taken_away_changes_no_bit():
+    example = HERE.parent / "examples" / "two_nodes.py"
+    out = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=200)
+    assert out.returncode == 0, out.stderr
+    assert "'faults/node': 2.0}, leaves that differ: []" in out.stdout
