@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import gymnasium
 import pytest
 import torch
 
@@ -268,6 +269,23 @@ def test_train_resume_evaluate(tmp_path, capsys, monkeypatch):
     assert sorted(p.name for p in one.iterdir()) == before
     assert run(f"train {line} --dir {one}") == 1
     assert "already holds a run" in capsys.readouterr().err
+
+
+def test_resume_begins_an_episode_anew_only_where_it_is_told_to(tmp_path, capsys):
+    gymnasium.register("Hiding-v0", "hosted_cases:Hidden")
+    where = tmp_path / "run"
+    line = SMALL.replace("--storage.steps 16", "--storage.steps 53")
+    try:
+        assert run(f"train --env Hiding-v0 {line} --eval-every 0 --steps 106 --dir {where} --quiet") == 0
+        assert run(f"resume {where} --steps 212 --quiet") == 1
+        assert "(fnrl resume --inexact): such an episode is then restarted" in capsys.readouterr().err
+        assert run(f"resume {where} --steps 212 --inexact --quiet") == 0
+        said = capsys.readouterr().err
+    finally:
+        del gymnasium.registry["Hiding-v0"]
+    assert "parts.env.exact: True -> False" in said
+    assert "so the episode was restarted: Hiding-v0, environment 0" in said
+    assert checkpoint.newest(where).step == 212
 
 
 def test_resume_sets_what_it_is_told(tmp_path, capsys):

@@ -118,3 +118,11 @@ def test_importing_fnrl_brings_neither_ray_nor_jax():
     code += "print([m for m in heavy if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PATH": ""})
     assert out.stdout.strip() == "[]"
+
+
+def test_an_editable_install_is_found_by_a_script_beside_the_clone():
+    """A folder `fnrl` without `__init__.py` hides what an import hook finds, but not what a plain path entry does."""
+    for file, command in (("Makefile", "--editable"), ("README.md", "pip install -c constraints.txt -e")):
+        lines = [x for x in (ROOT.parent / file).read_text().splitlines() if command in x]
+        assert lines
+        assert all("--config-settings editable_mode=compat" in x for x in lines)

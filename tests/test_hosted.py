@@ -289,6 +289,15 @@ def test_hidden_state_is_found_by_replay():
     assert seeds_in(back.obs) == [seed(key_of(0), i, 3) for i in range(2)]
 
 
+@pytest.mark.parametrize("name", ["PusherBulletEnv-v0", "HumanoidFlagrunHarderBulletEnv-v0", "ThrowerBulletEnv-v0"])
+def test_simulators_known_to_hide_state_are_taken_only_as_inexact(name):
+    pytest.importorskip("pybullet_envs_gymnasium")
+    with pytest.raises(EnvironmentFault, match=rf"{name} is known to hide state.*exact=False.*--no-env.exact"):
+        gym(name)
+    if name.startswith("Pusher"):
+        assert gym(name, exact=False).spec.name == name
+
+
 def test_a_replay_stops_where_its_episode_ends_early():
     env = gym(Mortal)
     _, state = run(env, env.init(key_of(0)), torch.full((25 + 27, 1), 3))

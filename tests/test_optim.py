@@ -49,7 +49,9 @@ def theirs(make, params, grads):
 PAIRS = {
     "adam": (Adam(), lambda p: torch.optim.Adam(p, lr=0.01, eps=1e-5)),
     "adam-other": (Adam(b1=0.5, b2=0.9, eps=1e-2), lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.5, 0.9), eps=1e-2)),
+    "adam-no-mean": (Adam(b1=0.0), lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.0, 0.999), eps=1e-5)),
     "adamw": (Adam(decay=0.3), lambda p: torch.optim.AdamW(p, lr=0.01, eps=1e-5, weight_decay=0.3)),
+    "adamw-whole": (Adam(decay=1.0), lambda p: torch.optim.AdamW(p, lr=0.01, eps=1e-5, weight_decay=1.0)),
     "rmsprop": (RMSProp(), lambda p: torch.optim.RMSprop(p, lr=0.01, alpha=0.99, eps=1e-5)),
     "rmsprop-other": (RMSProp(decay=0.7, eps=1e-2), lambda p: torch.optim.RMSprop(p, lr=0.01, alpha=0.7, eps=1e-2)),
     "sgd": (SGD(), lambda p: torch.optim.SGD(p, lr=0.01)),
@@ -216,3 +218,16 @@ def test_defaults_and_ranges():
     RMSProp(decay=0.0, eps=0.0)
     RMSProp(decay=1.0)
     SGD(momentum=1.0)
+
+
+def test_clipping_a_gradient_as_small_as_its_guard():
+    """`limit / (norm + 1e-6)`, as torch's: at a norm of 1e-6 the guard halves."""
+    grads, limit = torch.full((12,), 1e-6) / torch.tensor([9.0] * 9 + [3.0] * 3).sqrt(), torch.tensor(1e-6)
+    by_group, _ = clip_by_group_norm(grads, params_of(0).layout, limit)
+    for start, stop in ((0, 9), (9, 12)):
+        leaf = torch.nn.Parameter(torch.zeros(stop - start))
+        leaf.grad = grads[start:stop].clone()
+        torch.nn.utils.clip_grad_norm_([leaf], 1e-6)
+        torch.testing.assert_close(by_group[start:stop], leaf.grad, rtol=1e-4, atol=0.0)
+    whole, _ = clip_by_global_norm(grads[:9], limit)
+    torch.testing.assert_close(whole, 0.5 * grads[:9], rtol=1e-4, atol=0.0)

@@ -224,6 +224,8 @@ def test_minibatches_that_do_not_divide_are_refused_with_those_that_would():
         GAE(steps=10).check(Plan(1, 4), actor_of(False), 3)
     with pytest.raises(fnrl.CompositionError, match=r"near values that do: \[2, 3, 5\]"):
         GAE(steps=10).check(Plan(1, 4), actor_of(False), 3)
+    with pytest.raises(fnrl.CompositionError, match=r"near values that do: \[1, 7\]"):
+        GAE(steps=7).check(Plan(1, 2), actor_of(False), 1)
     with pytest.raises(fnrl.CompositionError, match=r"4 does not divide 6 environments.*: \[2, 3, 6\]"):
         GAE(steps=10).check(Plan(1, 4), actor_of(True), 6)
 

@@ -119,11 +119,17 @@ def _resume(words: Words) -> int:
     parser.add_argument("--steps", type=_count, help="go on to so many environment steps instead")
     about = "set hyper-parameters from now on, such as lr=1e-4; a schedule of that name no longer moves it"
     parser.add_argument("--set", nargs="+", type=pair, default=[], metavar="NAME=X", help=about)
+    anew = "where a simulator can't be brought back exactly, begin its episode anew instead of refusing"
+    parser.add_argument("--inexact", action="store_true", help=anew)
     _common(parser)
     said = _read(parser, words)
     torch.set_num_threads(said.threads)
     with _refusals():
-        learner = fnrl.Learner.resume(said.dir, _scheme(said.dir), said.steps)
+        scheme = _scheme(said.dir)
+        if said.inexact and isinstance(scheme.parts.env, fnrl.envs.GymVector):
+            env = dataclasses.replace(scheme.parts.env, exact=False)
+            scheme = dataclasses.replace(scheme, parts=dataclasses.replace(scheme.parts, env=env))
+        learner = fnrl.Learner.resume(said.dir, scheme, said.steps)
         try:
             for name, value in said.set:
                 learner.update_algo_parameter(name, value)

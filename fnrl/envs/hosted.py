@@ -146,8 +146,8 @@ class Simulators(Owner):
             self.close()
             raise EnvironmentFault(
                 f"the environment hides state past a reset: the same seed and actions did not lead to the recorded "
-                f"observation in {names}. Reset that state in a wrapper, or accept it with gym(..., exact=False): "
-                f"such an episode is then restarted"
+                f"observation in {names}. Reset that state in a wrapper, or accept it with gym(..., exact=False) "
+                f"(fnrl resume --inexact): such an episode is then restarted"
             )
         warnings.warn(f"can't be restored exactly, so the episode was restarted: {names}", RuntimeWarning, stacklevel=4)
         self._reset([e + 1 if i in lost else None for i, e in enumerate(self.episodes)], obs)
