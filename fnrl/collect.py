@@ -16,6 +16,8 @@ from fnrl.parts import NormaliseObs, ScaleReward
 from fnrl.record import host, record
 from fnrl.types import Episodes, Moments, Rollout, Transition, Tree, Weights
 
+_UNROLLED = 8  # steps of a pure environment in one graph: more take longer to compile than they save
+
 
 @record
 class ReturnScale:
@@ -89,38 +91,30 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
 
     Errors: NonFiniteError naming environment, step and key, for a solo run.
     """
-    parts, axis = run.parts, run.axis
-    env, actor, steps = parts.env, parts.actor, parts.storage.steps
-    key = run.lift(random.fold_in)(state.key, state.rollouts)
-    keys = run.lift(random.split)(key)
+    parts = run.parts
     random_actions = weights.version == 0 and parts.storage.warmup > 0
-    noise = _per_step(
-        run.lift(actor.noise)(keys.select(-2, 0), steps, env.num_envs, weights.hyper, random_actions), axis
+    drawn = run.graph(_draw)(
+        parts.env,
+        parts.actor,
+        parts.storage.steps,
+        random_actions,
+        state.key,
+        run.number(state.rollouts),
+        weights.hyper,
     )
-    env_noise: Any = ((),) * steps
-    if env.pure:
-        env_noise = _per_step(run.lift(env.noise)(keys.select(-2, 1), steps), axis)
-
-    env_state, memory, transitions = state.env, state.memory, []
-    least = steps if run.least is None else max(1, math.ceil(run.least * steps))
-    for t in range(steps):
-        env_state, memory, transition = advance(run, env_state, memory, weights, noise[t], env_noise[t])
-        transitions.append(transition)
-        if least <= t + 1 < steps and run.executor.stopped(run, state.rollouts, t + 1):
-            break
-    length = len(transitions)
-
-    rollout, sound = tree.stack(transitions, axis), state.sound
-    bad = _non_finite(run, state, rollout, key)
+    env_state, memory, rollout = _rolled(run, state, weights, *drawn)
+    sound, bad = state.sound, _non_finite(run, state, rollout)
     if isinstance(bad, Tensor):
         sound = sound & ~bad
         rollout = tree.where(bad, tree.map(torch.zeros_like, rollout), rollout)
         memory = tree.where(bad, state.memory, memory)
-        env_state = tree.where(bad, state.env, env_state) if env.pure else env_state
-    reward, moments, episodes, tally = run.lift(_account)(
+        env_state = tree.where(bad, state.env, env_state) if parts.env.pure else env_state
+    steps, length = parts.storage.steps, rollout.reward.shape[run.axis]
+    account = run.graph(_account) if length == steps else run.lift(_account)
+    reward, moments, episodes, tally = account(
         parts.scale_reward, parts.normalise_obs, rollout, state.tally, weights.hyper
     )
-    made = Rollout(dataclasses.replace(rollout, reward=reward), moments, weights.version, length * env.num_envs)
+    made = Rollout(dataclasses.replace(rollout, reward=reward), moments, weights.version, length * parts.env.num_envs)
     state = CollectState(env_state, memory, tally, state.key, sound, state.rollouts + 1)
     return state, made if length == steps else _filled(run, made, steps), episodes
 
@@ -146,6 +140,40 @@ def _filled(run: Run, rollout: Rollout, steps: int) -> Rollout:
     valid = fill(torch.ones_like(rollout.steps.truncated))
     valid.narrow(axis, length, steps - length).zero_()
     return dataclasses.replace(rollout, steps=tree.map(fill, cut(run, rollout).steps), valid=valid)
+
+
+def _draw(
+    env: Any, actor: Any, steps: int, anything: bool, key: Tensor, number: Tensor, hyper: dict[str, Tensor]
+) -> tuple[Tree, Tree]:
+    """The noise of a rollout, `[T, N, ...]`: the actor's, and a pure environment's."""
+    acting, stepping = random.split(random.fold_in(key, number)).unbind(0)
+    noise = actor.noise(acting, steps, env.num_envs, hyper, anything)
+    return noise, env.noise(stepping, steps) if env.pure else ()
+
+
+def _rolled(
+    run: Run, state: CollectState, weights: Weights, noise: Tree, env_noise: Tree
+) -> tuple[Any, Tensor, Transition]:
+    """The environments and the memory after a rollout, and its transitions: all of them, unless it was stopped early."""
+    parts, axis, steps = run.parts, run.axis, run.parts.storage.steps
+    env_state, memory, made = state.env, state.memory, []
+    if run.compile and parts.env.pure and run.least is None:
+        k = max(n for n in range(1, _UNROLLED + 1) if steps % n == 0)
+        facts = parts.env, parts.actor, k, weights.params, weights.normaliser
+        for t in range(0, steps, k):
+            part = tree.map(lambda x: x.narrow(axis, t, k), (noise, env_noise))  # noqa: B023
+            env_state, memory, transitions = run.graph(_act_and_steps)(*facts, env_state, memory, *part)
+            made.append(transitions)
+        return env_state, memory, tree.concatenate(made, axis)
+    each = _per_step(noise, axis)
+    env_each = _per_step(env_noise, axis) if parts.env.pure else ((),) * steps
+    least = steps if run.least is None else max(1, math.ceil(run.least * steps))
+    for t in range(steps):
+        env_state, memory, transition = advance(run, env_state, memory, weights, each[t], env_each[t])
+        made.append(transition)
+        if least <= t + 1 < steps and run.executor.stopped(run, state.rollouts, t + 1):
+            break
+    return env_state, memory, tree.stack(made, axis)
 
 
 def _per_step(noise: Tree, axis: int) -> list[Tree]:
@@ -190,6 +218,26 @@ def _act_and_step(
     action, env_action, logp, after = act(actor, params, normaliser, state.obs, memory, noise)
     next_state, step = env.step(state, env_action, env_noise)
     return next_state, _memory_after(after, step), _transition(state.obs, action, logp, step, memory)
+
+
+def _act_and_steps(
+    env: Any,
+    actor: Any,
+    steps: int,
+    params: Any,
+    normaliser: Tree,
+    state: Any,
+    memory: Tensor,
+    noise: Tree,
+    env_noise: Tree,
+) -> tuple[Any, Tensor, Transition]:
+    """`steps` of them, and their transitions `[steps, N]`."""
+    made = []
+    for t in range(steps):
+        drawn = tree.index((noise, env_noise), t)
+        state, memory, transition = _act_and_step(env, actor, params, normaliser, state, memory, *drawn)
+        made.append(transition)
+    return state, memory, tree.stack(made)
 
 
 def _hosted_step(run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tensor | None, env_noise: Tree) -> Any:
@@ -240,13 +288,14 @@ def _running(reward: Tensor, done: Tensor, carried: Tensor, gamma: Any) -> tuple
     return running, torch.where(done[-1], 0.0, running[-1])
 
 
-def _non_finite(run: Run, state: CollectState, rollout: Transition, key: Tensor) -> Tree:
+def _non_finite(run: Run, state: CollectState, rollout: Transition) -> Tree:
     """The lanes `[S]` whose rollout is not finite, told where they are new; `()` if there are none."""
     bad: dict[int | None, str] = {}
     for name in ("next_obs", "reward", "logp"):
         x = getattr(rollout, name)
         if not x.is_floating_point() or bool(torch.isfinite(x).all()):
             continue
+        key = run.lift(random.fold_in)(state.key, state.rollouts)
         for lane in (None,) if run.lanes is None else range(run.lanes):
             wrong = torch.nonzero(~torch.isfinite(x if lane is None else x[lane]))
             if not len(wrong) or lane in bad:

@@ -62,6 +62,12 @@ class Run:
         """A method over lanes, compiled if this run compiles: for the few calls in which the time goes."""
         return _compiled(method, self.lanes is not None) if self.compile else self.lift(method)
 
+    def number(self, n: int) -> Tensor:
+        """A number of the host as a tensor, int64, one for each lane: what changes from call to call goes into a lifted
+        method so.
+        """
+        return torch.full(() if self.lanes is None else (self.lanes,), n, device=self.device)
+
     def over_lanes(self, make: Callable[[Tensor], T], key: Tensor) -> T:
         """`make(key)` for one key, or for each lane's key `[S, 2]` in a loop, stacked; made on the CPU, and moved to
         the device.

@@ -78,6 +78,7 @@ class Replay:
     """
 
     family: ClassVar[str] = "off-policy"
+    fixed: ClassVar[bool] = False
 
     capacity: int = setting(default=1_000_000, help="transitions kept, over all environments")
     steps: int = setting(default=1, help="steps of each environment in a rollout")

@@ -43,6 +43,7 @@ class RolloutStorage:
     family: ClassVar[str] = "on-policy"
     warmup: ClassVar[int] = 0
     corrects: ClassVar[bool] = False  # whether `estimate` makes up for actions of an older policy
+    fixed: ClassVar[bool] = True  # whether all that `batches` lifts keeps its shapes, so that it may be compiled
     steps: int
 
     def estimate(

@@ -144,10 +144,11 @@ class Gradients:
             moments, env_steps = merge_moments(run, moments, rollout.moments), env_steps + rollout.env_steps
             infos += [info, Info({}, (), lags={"scheme/metrics/collection_lag": (weights.version - rollout.version,)})]
         begin = time.perf_counter()
-        keys = run.lift(random.split)(fold(run, state.key, state.plans))
+        keys = run.graph(_keys)(state.key, run.number(state.plans))
         facts = parts.actor, weights, parts.algo.plan, self.envs(parts)
-        storage, data, index = parts.storage.batches(run.lift, storage, *facts, keys.select(-2, 0), parts.env)
-        noise = run.lift(parts.algo.noise)(parts.actor, keys.select(-2, 1), *index.shape[-2:])
+        lift = run.graph if parts.storage.fixed else run.lift
+        storage, data, index = parts.storage.batches(lift, storage, *facts, keys.select(-2, 0), parts.env)
+        noise = run.graph(parts.algo.noise)(parts.actor, keys.select(-2, 1), *index.shape[-2:])
         batches = Batches(data, index, noise)
         info = merge_infos(infos)
         info.report["time/batches"] = time.perf_counter() - begin
@@ -171,6 +172,10 @@ class Gradients:
     def close(self, run: Run, state: GradientsState) -> None:
         """Closes the node below."""
         self.child.close(run, state.child)
+
+
+def _keys(key: Tensor, number: Tensor) -> Tensor:
+    return random.split(random.fold_in(key, number))
 
 
 def _gradient(algo: Any, storage: Any, actor: Any, weights: Weights, data: Any, rows: Tensor, noise: Tree) -> Any:
