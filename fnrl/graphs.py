@@ -67,8 +67,11 @@ def _trace(f: Callable[..., Any], example: Sequence[Tensor]) -> tuple[torch.fx.G
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.compiler import _compile_session_context  # type: ignore[attr-defined]
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    with torch.no_grad(), _compile_session_context(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    # no shape varies, but inductor's cache takes no graph without a ShapeEnv
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
+    with torch.no_grad(), _compile_session_context(), mode:
         fakes = [mode.from_tensor(x.contiguous()) for x in example]
         return make_fx(f, decomposition_table=_RULES)(*fakes), fakes
 
