@@ -89,18 +89,22 @@ def _version(name: str) -> str | None:
         return None
 
 
-def peer_python(name: str, packages: list[str]) -> str:
-    """The interpreter of a peer's own virtual environment, made on first use (CPU torch, from the pins of this
-    repository).
+def pinned(name: str) -> str:
+    """The version of a package that this repository's results were made with."""
+    return dict(p.split("==") for p in PINS.read_text().split() if "==" in p)[name]
+
+
+def peer_python(name: str, packages: list[str], torch: bool = True) -> str:
+    """The interpreter of a peer's own virtual environment, made on first use (from the pins of this repository; CPU
+    torch, if the peer needs torch).
     """
     home = HERE / ".peers" / name
     python = home / "bin" / "python"
     if not (home / "ready").exists():
         venv.create(home, with_pip=True)
-        pins = dict(p.split("==") for p in PINS.read_text().split() if "==" in p)
-        first = f"torch=={pins['torch']}"
-        shared = [f"{p}=={pins[p]}" for p in ("gymnasium", "pybullet", "pybullet_envs_gymnasium", "numpy") if p in pins]
-        for what in ([first], [*shared, *packages]):
+        shared = ("numpy", "gymnasium", "pybullet", "pybullet_envs_gymnasium") if torch else ("numpy",)
+        first = [[f"torch=={pinned('torch')}"]] if torch else []
+        for what in (*first, [*(f"{p}=={pinned(p)}" for p in shared), *packages]):
             subprocess.run([str(python), "-m", "pip", "install", "-q", *what], check=True)
         (home / "ready").write_text(" ".join(packages))
     return str(python)

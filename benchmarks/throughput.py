@@ -1,7 +1,8 @@
-"""Throughput against stable-baselines3: the same settings, alternated in one run, one process and one thread each.
+"""Throughput against stable-baselines3 and JAX: the same settings, alternated in one run, one thread a process.
 
 Ratios are medians over `--repeats` alternations, with their spread. "Outside the simulator" is wall time less the time
-spent inside the simulator's own `step` and `reset`, measured by the same wrapper in both.
+spent inside the simulator's own `step` and `reset`, measured by the same wrapper in both. Every process has a time
+limit: one that hangs is told and left out. `--clock cpu` compares processor time, for a machine that is busy besides.
 """
 
 import argparse
@@ -9,12 +10,15 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
-from harness import HERE, Row, main, one_thread, peer_python
+import torch
+from harness import HERE, Row, main, one_thread, peer_python, pinned
 
-SB3 = "stable-baselines3==2.9.2"
+SB3, JAX = "stable-baselines3==2.9.2", ["jax==0.10.2", "jaxlib==0.10.2", "optax==0.2.8"]
 
 
 def alternate(args: argparse.Namespace, env: str, envs: int, steps: int, batch: int, epochs: int, rollouts: int) -> Any:
@@ -59,9 +63,180 @@ def case_halfcheetah(args: argparse.Namespace) -> Iterator[Row]:
         yield Row("halfcheetah", f"{name} steps/s", statistics.median(p[i]["steps"] / p[i]["seconds"] for p in pairs))
 
 
+# -- lanes and compilation ------------------------------------------------------------------------------------------
+
+Command = list[str]
+
+
+def ours(work: str, seeds: int, plans: int, how: str = "compiled", python: str = sys.executable) -> Command:
+    """fnrl's process."""
+    return [python, str(HERE / "peers" / "lanes_fnrl.py"), work, str(seeds), str(plans), how]
+
+
+def in_jax(seeds: int, rollouts: int) -> Command:
+    """That of PPO jitted whole."""
+    return [peer_python("jax", JAX, torch=False), str(HERE / "peers" / "throughput_jax.py"), str(seeds), str(rollouts)]
+
+
+def in_sb3(env: str, envs: int, steps: int, batch: int, rollouts: int, python: str | None = None) -> Command:
+    """That of stable-baselines3's PPO."""
+    setting = [env, *map(str, (envs, steps, batch, 4, rollouts))]
+    return [python or peer_python("sb3", [SB3]), str(HERE / "peers" / "throughput_sb3.py"), *setting]
+
+
+def measure(commands: list[Command], limit: float, **variables: str) -> list[dict[str, Any]] | None:
+    """What some processes, started together, print; None if one fails or takes longer than `limit` seconds."""
+    env = {**one_thread(), "PYTHONPATH": str(HERE.parent), **variables}
+    running = [
+        subprocess.Popen(c, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands
+    ]
+    found = []
+    try:
+        for process in running:
+            out, err = process.communicate(timeout=limit)
+            if process.returncode:
+                print(f"  failed: {' '.join(process.args)}\n{err[-2000:]}", flush=True)  # type: ignore[arg-type]
+                return None
+            found.append(json.loads(out.strip().splitlines()[-1]))
+    except subprocess.TimeoutExpired:
+        print(f"  no answer within {limit:g} s: {' '.join(commands[0])}", flush=True)
+        return None
+    finally:
+        for process in running:
+            process.kill()
+    return found
+
+
+def rates(args: argparse.Namespace, what: str, sides: dict[str, list[Command]]) -> dict[str, list[float]]:
+    """`what` a second of each side, in `--repeats` alternations; those in which a side gave nothing are left out."""
+    told: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(args.repeats):
+        order = list(sides) if i % 2 == 0 else list(reversed(sides))
+        found = {name: measure(sides[name], args.limit) for name in order}
+        clock = "seconds" if args.clock == "wall" else "cpu"
+        each = {n: sum(m[what] / m[clock] for m in all_of) if all_of else 0.0 for n, all_of in found.items()}
+        print(f"  {i}: { ({n: round(r, 1) for n, r in each.items()}) }", flush=True)
+        for name, rate in each.items():
+            told[name].append(rate)
+    return told
+
+
+def against(case: str, what: str, mine: list[float], theirs: list[float], bar: float) -> Iterator[Row]:
+    """The row of a ratio and its figures; none where the peer gave nothing, one that falls short where fnrl did."""
+    pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if b > 0.0]
+    if not pairs:
+        print(f"  {case}: the peer gave nothing to compare with", flush=True)
+        return
+    yield ratio(case, what, [a / b for a, b in pairs], bar, True, pairs)
+
+
+def case_lanes_jax(args: argparse.Namespace) -> Iterator[Row]:
+    """PPO on pure CartPole, 4 x 128, compiled, against the same jitted whole in JAX: 1, 8 and 32 seeds."""
+    for seeds, bar in ((1, 0.3), (8, 0.8)):
+        plans = 60 if seeds == 1 else 20
+        told = rates(args, "steps", {"fnrl": [ours("cartpole", seeds, plans)], "jax": [in_jax(seeds, plans)]})
+        yield from against("lanes-jax", f"{seeds} seeds: steps/s over jax", told["fnrl"], told["jax"], bar)
+    sides = {"fnrl": [ours("cartpole", 32, 10)], **{str(n): [in_jax(n, 10)] for n in (8, 16, 32)}}
+    told = rates(args, "steps", sides)
+    best = [max(each) for each in zip(*(told[n] for n in ("8", "16", "32")), strict=True)]
+    yield from against("lanes-jax", "32 seeds: steps/s over jax at its best", told["fnrl"], best, 1.2)
+
+
+def case_lanes_sb3(args: argparse.Namespace) -> Iterator[Row]:
+    """The same against stable-baselines3, whose seeds run one after another: 1 and 32 seeds."""
+    sides = {"one": [ours("cartpole", 1, 60)], "many": [ours("cartpole", 32, 10)]}
+    told = rates(args, "steps", {**sides, "sb3": [in_sb3("CartPole-v1", 4, 128, 128, 10)]})
+    yield from against("lanes-sb3", "1 seed: steps/s over stable-baselines3", told["one"], told["sb3"], 8.0)
+    yield from against("lanes-sb3", "32 seeds: steps/s over stable-baselines3", told["many"], told["sb3"], 40.0)
+
+
+def case_lanes_mujoco(args: argparse.Namespace) -> Iterator[Row]:
+    """PPO on HalfCheetah-v5 (MuJoCo), 8 x 256: 8 seeds in two processes of lanes, theirs two processes at a time."""
+    needs = [SB3, "mujoco==4.0.0", *(f"{p}=={pinned(p)}" for p in ("safetensors", "filelock", "rich"))]
+    python = peer_python("mujoco", needs)
+    sb3 = in_sb3("HalfCheetah-v5", 8, 256, 256, 4, python)
+    told = rates(args, "steps", {"fnrl": [ours("cheetah", 4, 2, "compiled", python)] * 2, "sb3": [sb3] * 2})
+    yield from against("lanes-mujoco", "8 seeds: steps/s over stable-baselines3", told["fnrl"], told["sb3"], 1.6)
+
+
+def case_off_policy(args: argparse.Namespace) -> Iterator[Row]:
+    """SAC on Pendulum-v1 and DQN on CartPole-v1, batch 256, 2 x 256, an update a step: updates/s, from end to end."""
+    for work in ("sac", "dqn"):
+        script = [peer_python("sb3", [SB3]), str(HERE / "peers" / "off_policy_sb3.py"), work, "300"]
+        sides = {how: [ours(work, 1, 300, how)] for how in ("eager", "compiled")}
+        if work == "sac":
+            sides["lanes"] = [ours(work, 8, 60)]
+        told = rates(args, "updates", {**sides, **{f"sb3 {n}": [[*script, str(n)]] for n in (1, 2)}})
+        best = [max(each) for each in zip(told["sb3 1"], told["sb3 2"], strict=True)]
+        peer = "stable-baselines3, its faster thread count"
+        yield from against("off-policy", f"{work}, eager: updates/s over {peer}", told["eager"], best, 1.0)
+        yield from against("off-policy", f"{work}, compiled: updates/s over {peer}", told["compiled"], best, 1.6)
+        if work == "sac":
+            yield from against("off-policy", f"sac, 8 seeds: updates/s over {peer}", told["lanes"], best, 3.0)
+
+
+def case_compiling(args: argparse.Namespace) -> Iterator[Row]:
+    """Seconds of compilation of PPO on pure CartPole, 8 seeds: with nothing on disk, and in a later process."""
+    with tempfile.TemporaryDirectory() as cache:
+        for when, bar in (("cold", 60.0), ("warm", 12.0)):
+            found = measure([ours("cartpole", 8, 1)], 4 * args.limit, TORCHINDUCTOR_CACHE_DIR=cache)
+            seconds = found[0]["compile"] if found else float("inf")
+            yield Row("compiling", f"seconds to compile, {when}", seconds, bar, False, found)
+
+
+def case_memory(args: argparse.Namespace) -> Iterator[Row]:
+    """Peak memory of an extra seed of PPO on pure CartPole."""
+    found = {n: measure([ours("cartpole", n, 2, "eager")], args.limit) for n in (2, 66)}
+    few, many = (m[0]["memory"] if m else float("nan") for m in found.values())
+    yield Row("memory", "MB for each extra CartPole seed", (many - few) / 64, 1.0, False, found)
+
+
+def case_breakdown(args: argparse.Namespace) -> Iterator[Row]:
+    """Where the time of PPO on pure CartPole goes for 1, 8 and 32 seeds, and its FLOP/s over those of a matmul."""
+    peak = matmul_rate()
+    yield Row("breakdown", "GFLOP/s of a 256 x 256 x 256 product, one thread", peak / 1e9)
+    for seeds in (1, 8, 32):
+        for how in ("eager", "compiled"):
+            found = measure([ours("cartpole", seeds, 10, how)], args.limit)
+            if found is None:
+                continue
+            took, name = found[0], f"{seeds} seeds, {how}"
+            scale = 1e3 / (took["updates"] / seeds / 16)
+            parts = {n: x * scale for n, x in took["report"].items() if n != "time/compile"}
+            for part, ms in parts.items():
+                yield Row("breakdown", f"{name}: {part.removeprefix('time/')}, ms a plan", ms)
+            yield Row("breakdown", f"{name}: host, ms a plan", took["seconds"] * scale - sum(parts.values()))
+            flops = took["updates"] * 128 * 3 * 2 * (2 * (4 * 64 + 64 * 64) + 64 * 3)
+            spent = took["report"]["time/gradient"] + took["report"]["time/apply"]
+            yield Row("breakdown", f"{name}: FLOP/s of updates over the product's", flops / spent / peak)
+
+
+def matmul_rate() -> float:
+    """FLOP/s of a product of 256 x 256 float32 matrices on one thread, the best of many."""
+    torch.set_num_threads(1)
+    a, times = torch.randn(256, 256), []
+    for _ in range(200):
+        begin = time.perf_counter()
+        torch.mm(a, a)
+        times.append(time.perf_counter() - begin)
+    return 2 * 256**3 / min(times)
+
+
 if __name__ == "__main__":
     main(
         __doc__ or "",
-        {"cartpole": case_cartpole, "halfcheetah": case_halfcheetah},
+        {
+            "cartpole": case_cartpole,
+            "halfcheetah": case_halfcheetah,
+            "lanes-jax": case_lanes_jax,
+            "lanes-sb3": case_lanes_sb3,
+            "lanes-mujoco": case_lanes_mujoco,
+            "off-policy": case_off_policy,
+            "compiling": case_compiling,
+            "memory": case_memory,
+            "breakdown": case_breakdown,
+        },
         repeats={"type": int, "default": 5, "help": "alternations of fnrl and the peer"},
+        limit={"type": float, "default": 300.0, "help": "seconds that one process may take"},
+        clock={"choices": ("wall", "cpu"), "default": "wall", "help": "which time is compared"},
     )

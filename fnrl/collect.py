@@ -154,7 +154,7 @@ def _draw(
 def _rolled(
     run: Run, state: CollectState, weights: Weights, noise: Tree, env_noise: Tree
 ) -> tuple[Any, Tensor, Transition]:
-    """The environments and the memory after a rollout, and its transitions: all of them, unless it was stopped early."""
+    """The environments and the memory after a rollout, and its transitions: all, unless it was stopped early."""
     parts, axis, steps = run.parts, run.axis, run.parts.storage.steps
     env_state, memory, made = state.env, state.memory, []
     if run.compile and parts.env.pure and run.least is None:

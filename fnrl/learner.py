@@ -243,7 +243,11 @@ class Learner:
             try:
                 self._evaluate_when_due()
                 while not self.done():
-                    self.step()
+                    info = self.step()
+                    if progress and "time/compile" in info.report:
+                        print(
+                            f"compiled in {info.report['time/compile']:.1f} s; later runs find it on disk", flush=True
+                        )
                     shown.update(self.get_metrics, self.state.env_steps)
                 self._finish()
             except (KeyboardInterrupt, SystemExit):

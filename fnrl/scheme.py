@@ -12,6 +12,7 @@ from fnrl.component import nearest
 from fnrl.errors import CompositionError
 from fnrl.executor.base import Executor
 from fnrl.executor.inline import Inline
+from fnrl.graphs import SPENT
 from fnrl.lift import Run
 from fnrl.merge import merge_infos
 from fnrl.parts import Parts
@@ -114,14 +115,20 @@ class Scheme:
             return self._with(blank, self.topology.init(run, key.to(self.device)))
 
     def step(self, state: SchemeState, updates: int = 1) -> tuple[SchemeState, Info]:
-        """`updates` updates; the metrics are their means. Nothing of `state` changes."""
+        """`updates` updates; the metrics are their means. Nothing of `state` changes.
+
+        Where graphs had to be compiled in this process, `info.report["time/compile"]` says how many seconds it took.
+        """
         if updates < 1:
             raise ValueError(f"step(updates={updates}): expected at least 1")
-        run, infos, node = self._run(state), [], state.node
+        run, infos, node, before = self._run(state), [], state.node, SPENT.seconds
         for _ in range(updates):
             node, _, info = self.topology.step(run, node)
             infos.append(info)
-        return self._with(state, node), infos[0] if updates == 1 else merge_infos(infos)
+        info = infos[0] if updates == 1 else merge_infos(infos)
+        if SPENT.seconds > before:
+            info = dataclasses.replace(info, report={**info.report, "time/compile": SPENT.seconds - before})
+        return self._with(state, node), info
 
     def gather(self, state: SchemeState, copy: bool = True) -> SchemeState:
         """The state as pure records, tokens replaced by what they stand for: to save, compare, and resume on any

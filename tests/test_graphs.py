@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fnrl
-from fnrl import graphs
+from fnrl import graphs, tree
 
 
 def made(f, *xs):
@@ -57,6 +57,33 @@ def test_tanh_is_exact_to_a_few_ulp_everywhere():
     error = (out.double() - exact).abs()[:-3] / exact.abs()[:-3].clamp(min=1e-30)
     assert float(error.max()) < 5e-7
     assert float(out[:-3].abs().max()) <= 1.0
+
+
+def test_compiled_lanes_are_bit_equal_for_any_count_and_near_eager_ones():
+    env = fnrl.envs.CartPole(num_envs=2, time_limit=5)
+    actor = fnrl.OnPolicyActorCritic(env.spec, policy=fnrl.MLP((12, 12)), value=fnrl.MLP((12,)))
+    algo, storage = fnrl.PPO(epochs=2, minibatches=2, max_grad_norm=0.5), fnrl.GAE(steps=9)
+    parts = fnrl.Parts(env, actor, algo, storage, fnrl.NormaliseObs(), fnrl.ScaleReward())
+    topology = fnrl.centralised(fnrl.gradients(fnrl.collect))
+    scheme, eager = fnrl.Scheme(parts, topology, compile=True), fnrl.Scheme(parts, topology)
+    keys = torch.stack([fnrl.key(seed) for seed in range(7)])
+    runs = {}
+    for lanes in (2, 7):
+        state, info = scheme.step(scheme.init(keys[:lanes]))
+        assert info.report["time/compile"] > 0.0
+        made = graphs.SPENT.graphs
+        runs[lanes], later = scheme.step(state, 16)  # four plans: episodes end, and rewards are scaled
+        assert graphs.SPENT.graphs == made
+        assert "time/compile" not in later.report
+    assert bool(later.episodes[0].end.any())
+    firsts = tree.map(lambda x: x[:2], runs[7])
+    assert tree.different_bits(tree.leaves(firsts), tree.leaves(runs[2])) == []
+    one, many = scheme.step(scheme.init(keys[:2]), 5)[0], eager.step(eager.init(keys[:2]), 5)[0]
+    torch.testing.assert_close(one.weights.params.vector, many.weights.params.vector, rtol=1e-4, atol=1e-6)
+    singly = scheme.init(keys[:2])
+    for _ in range(5):
+        singly, _ = scheme.step(singly)
+    assert scheme.same(singly, one)
 
 
 def test_without_a_compiler_a_run_is_eager_and_says_so_once():

@@ -19,21 +19,21 @@ vector = DummyVecEnv([lambda: Timed(gymnasium.make(name))] * envs)
 if name != "CartPole-v1":
     vector = VecNormalize(vector)
 model = PPO("MlpPolicy", vector, n_steps=steps, batch_size=batch, n_epochs=epochs, seed=0, device="cpu")
-marks: list[tuple[float, float]] = []
+marks: list[tuple[float, float, float]] = []
 
 
 class Mark(BaseCallback):
     """Notes the time at the start of every rollout."""
 
     def _on_rollout_start(self) -> None:
-        marks.append((time.perf_counter(), INSIDE[0]))
+        marks.append((time.perf_counter(), INSIDE[0], time.process_time()))
 
     def _on_step(self) -> bool:
         return True
 
 
 model.learn(envs * steps * (rollouts + 1), callback=Mark())
-marks.append((time.perf_counter(), INSIDE[0]))
-(begin, inside), (end, inside_end) = marks[1], marks[-1]  # the first rollout is the warm-up
-took = {"steps": envs * steps * rollouts, "seconds": end - begin, "simulator": inside_end - inside}
+marks.append((time.perf_counter(), INSIDE[0], time.process_time()))
+seconds, simulator, cpu = (b - a for a, b in zip(marks[1], marks[-1], strict=True))  # the first rollout is the warm-up
+took = {"steps": envs * steps * rollouts, "seconds": seconds, "cpu": cpu, "simulator": simulator}
 print(json.dumps({**took, "memory": peak_memory()}))

@@ -1,0 +1,58 @@
+"""fnrl's side of the benchmarks of lanes and of compilation: `WORK SEEDS PLANS eager|compiled` -> one line of JSON.
+
+The work is `cartpole` (PPO on the pure environment), `cheetah` (PPO on MuJoCo's HalfCheetah-v5), `sac` or `dqn`. Lanes
+of seeds where there are several; of `cheetah` and the off-policy works a plan is a rollout and what it earns.
+"""
+
+import json
+import sys
+import time
+from collections import defaultdict
+
+import torch
+from timed import peak_memory
+
+import fnrl
+
+
+def parts_of(work: str) -> fnrl.Parts:
+    """The settings that the peers' scripts have, too."""
+    if work == "cartpole":
+        env = fnrl.envs.CartPole(num_envs=4)
+        algo = fnrl.PPO(lr=2.5e-4, entropy_coef=0.01, epochs=4, minibatches=4)
+        return fnrl.Parts(env, fnrl.OnPolicyActorCritic(env.spec), algo, fnrl.GAE(steps=128))
+    if work == "cheetah":
+        env = fnrl.envs.gym("HalfCheetah-v5", num_envs=8)
+        algo = fnrl.PPO(epochs=4, minibatches=8)
+        actor, storage = fnrl.OnPolicyActorCritic(env.spec), fnrl.GAE(steps=256)
+        return fnrl.Parts(env, actor, algo, storage, fnrl.NormaliseObs(), fnrl.ScaleReward())
+    replay = fnrl.Replay(capacity=50_000, warmup=512)
+    if work == "sac":
+        env = fnrl.envs.gym("Pendulum-v1")
+        return fnrl.Parts(env, fnrl.OffPolicyActorCritic(env.spec), fnrl.SAC(batch=256), replay)
+    env = fnrl.envs.gym("CartPole-v1")
+    actor = fnrl.OffPolicyActorCritic(env.spec, policy=None, critics=1, explore=fnrl.EpsilonGreedy())
+    return fnrl.Parts(env, actor, fnrl.DQN(batch=256, ratio=1.0, double=False), replay)
+
+
+work, seeds, plans, how = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+torch.set_num_threads(1)
+parts = parts_of(work)
+topology = fnrl.centralised(fnrl.gradients(fnrl.collect))
+scheme = fnrl.Scheme(parts, topology, compile=how == "compiled")
+key = fnrl.key(0) if seeds == 1 else torch.stack([fnrl.key(i) for i in range(seeds)])
+state, begin, compiling = scheme.init(key), time.perf_counter(), 0.0
+for _ in range(3):
+    state, info = scheme.step(state, scheme.updates)
+    compiling += info.report.get("time/compile", 0.0)
+first, before = time.perf_counter() - begin, state.env_steps
+report: dict[str, float] = defaultdict(float)
+begin, cpu = time.perf_counter(), time.process_time()
+for _ in range(plans):
+    state, info = scheme.step(state, scheme.updates)
+    for name, value in info.report.items():
+        report[name] += value
+seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+took = {"steps": seeds * (state.env_steps - before), "updates": seeds * plans * scheme.updates, "seconds": seconds}
+took |= {"cpu": cpu, "first": first, "compile": compiling, "memory": peak_memory(), "report": report}
+print(json.dumps(took))
