@@ -6,6 +6,8 @@ A graph is of one set of shapes and holds no state: tensors in, tensors out. Wha
 
 import dataclasses
 import functools
+import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -38,9 +40,29 @@ def compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor]) ->
     """`f(*tensors)` for tensors of the shapes of `example`, as a function of their list; None without a compiler."""
     if not _compiler():
         return None
-    from torch._inductor import compile as inductor
+    from torch._inductor.exc import InductorError
 
     begin = time.perf_counter()
+    try:
+        made = _compiled(f, example)
+    except InductorError as error:
+        damaged = _DAMAGED.search(str(error))
+        if damaged is None:
+            raise
+        os.unlink(damaged[1])
+        made = _compiled(f, example)
+    SPENT.seconds += time.perf_counter() - begin
+    SPENT.graphs += 1
+    return made
+
+
+# what a process that was killed while it compiled leaves on disk, for all later ones to stumble over
+_DAMAGED = re.compile(r"ImportError: (\S+\.so): ")
+
+
+def _compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor]) -> Flat:
+    from torch._inductor import compile as inductor
+
     traced, fakes = _trace(f, example)
     through = _outputs(traced)
     inputs = traced.graph.find_nodes(op="placeholder")
@@ -58,8 +80,6 @@ def compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor]) ->
         made = graph(*[x if (x := xs[i]).is_contiguous() else x.contiguous() for i in kept])
         return [xs[i] if given else made[i] for given, i in through]
 
-    SPENT.seconds += time.perf_counter() - begin
-    SPENT.graphs += 1
     return run
 
 

@@ -59,6 +59,23 @@ def test_tanh_is_exact_to_a_few_ulp_everywhere():
     assert float(out[:-3].abs().max()) <= 1.0
 
 
+def test_a_library_that_a_killed_process_left_half_written_is_made_anew(tmp_path, monkeypatch):
+    from torch import _inductor
+    from torch._inductor.exc import InductorError
+
+    library, inductor = tmp_path / "cxojmi.main.so", _inductor.compile
+    library.write_bytes(b"")
+
+    def compile_(*args):
+        if library.exists():
+            raise InductorError(ImportError(f"{library}: invalid ELF header"), None)
+        return inductor(*args)
+
+    monkeypatch.setattr(_inductor, "compile", compile_)
+    assert float(made(lambda x: (x + 1,), torch.zeros(()))([torch.zeros(())])[0]) == 1.0
+    assert not library.exists()
+
+
 def test_compiled_lanes_are_bit_equal_for_any_count_and_near_eager_ones():
     env = fnrl.envs.CartPole(num_envs=2, time_limit=5)
     actor = fnrl.OnPolicyActorCritic(env.spec, policy=fnrl.MLP((12, 12)), value=fnrl.MLP((12,)))
