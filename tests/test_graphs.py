@@ -76,6 +76,7 @@ def test_a_library_that_a_killed_process_left_half_written_is_made_anew(tmp_path
     assert not library.exists()
 
 
+@pytest.mark.slow
 def test_compiled_lanes_are_bit_equal_for_any_count_and_near_eager_ones():
     env = fnrl.envs.CartPole(num_envs=2, time_limit=5)
     actor = fnrl.OnPolicyActorCritic(env.spec, policy=fnrl.MLP((12, 12)), value=fnrl.MLP((12,)))
