@@ -169,6 +169,15 @@ def test_a_share_of_none_is_the_plain_ring(n_step, prioritised):
     assert not torch.equal(data.batch.obs, found[0][0].batch.obs)
 
 
+def test_which_samples_get_another_goal_has_nothing_to_do_with_where_they_lie():
+    storage = Replay(capacity=40, warmup=0, prioritised=Prioritised(alpha=0.0), hindsight=Hindsight(goals=1.0))
+    state = filled(storage, GoalWorld(0, chance=0.0), [4])
+    _, data, _ = drawn(storage, state, random.key(0), Sampling(250.0, 1))
+    table = np.zeros((2, 8), int)
+    np.add.at(table, ((data.batch.obs[:, 1] > 0).long().numpy(), data.index.numpy()), 1)
+    assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
 def test_samples_are_a_function_of_the_key():
     storage = Replay(capacity=40, warmup=0, hindsight=Hindsight())
     state = filled(storage, GoalWorld(1), [9, 9, 9])
