@@ -44,7 +44,7 @@ from fnrl.storages import (
     VTrace,
 )
 from fnrl.sweep import LogUniform, Sweep, Uniform, sweep
-from fnrl.topology import asynchronous, centralised, collect, decentralised, gradients, synchronous
+from fnrl.topology import asynchronous, centralised, collect, decentralised, gradients, sharded, synchronous
 
 __version__ = "0.1.0"
 
@@ -123,6 +123,7 @@ __all__ = [
     "schemes",
     "seeds",
     "setting",
+    "sharded",
     "static",
     "sweep",
     "synchronous",

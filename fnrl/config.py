@@ -20,7 +20,7 @@ from fnrl.executor import Inline, Ray, Recorded, Resources
 from fnrl.networks import Module
 from fnrl.scheme import Scheme
 from fnrl.spaces import Box, Discrete, EnvSpec, Goal
-from fnrl.topology import Asynchronous, Centralised, Collect, Decentralised, Gradients, Synchronous
+from fnrl.topology import Asynchronous, Centralised, Collect, Decentralised, Gradients, Sharded, Synchronous
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -43,7 +43,7 @@ _PLAIN = {
     f"{c.__module__}.{c.__qualname__}": c
     for c in (
         *(Box, Discrete, EnvSpec, Goal, Scheme, Inline, Recorded, Ray, Resources),
-        *(Collect, Gradients, Synchronous, Asynchronous, Centralised, Decentralised),
+        *(Collect, Gradients, Synchronous, Asynchronous, Centralised, Decentralised, Sharded),
     )
 }
 _FLOATS = ("inf", "-inf", "nan")

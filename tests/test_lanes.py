@@ -12,7 +12,7 @@ import torch
 import fnrl
 from fnrl import tree
 from fnrl.envs.base import Step
-from fnrl.topology import centralised, collect, gradients, synchronous
+from fnrl.topology import centralised, collect, gradients, sharded, synchronous
 
 ENV = fnrl.envs.CartPole(num_envs=4, time_limit=20)
 SIMPLE = centralised(gradients(collect))
@@ -308,3 +308,52 @@ def test_a_sweep_larger_than_memory_is_refused_with_the_estimate(monkeypatch):
     scheme = fnrl.Scheme(fnrl.Parts(ENV, actor, fnrl.SAC(), storage), SIMPLE)
     with pytest.raises(fnrl.CompositionError, match=r"100000 lanes need about .* GB, there are"):
         scheme.init(torch.zeros(100_000, 2, dtype=torch.int32))
+
+
+# -- sharded --------------------------------------------------------------------------------------------------------
+
+
+def pendulum(topology, executor=None):
+    env = fnrl.envs.gym("Pendulum-v1", num_envs=2, max_episode_steps=9)
+    small = fnrl.MLP((8,))
+    storage = fnrl.Replay(capacity=64, steps=4, warmup=16, prioritised=fnrl.Prioritised())
+    p = fnrl.Parts(env, fnrl.OffPolicyActorCritic(env.spec, small, small), fnrl.SAC(batch=8), storage)
+    return fnrl.Scheme(p, topology, executor or fnrl.Inline())
+
+
+@pytest.mark.parametrize("off_policy", [False, True])
+def test_shards_have_the_bits_of_one_program(off_policy):
+    def scheme_of(topology):
+        return pendulum(topology) if off_policy else fnrl.Scheme(parts(), topology)
+
+    whole, split, other = (scheme_of(t) for t in (SIMPLE, sharded(SIMPLE, 2), sharded(SIMPLE, 3)))
+    keys = fnrl.seeds(7)
+    (a, said), (b, told) = (run(s, s.init(keys), 14) for s in (whole, split))
+    assert same(whole.gather(a), split.gather(b))
+    assert same(a.weights, b.weights)
+    assert same((said.metrics, said.episodes), (told.metrics, told.episodes))
+    a, b = (s.set(x, lr=[1e-3 * (i + 1) for i in range(7)]) for s, x in ((whole, a), (split, b)))
+    assert same(whole.gather(a), split.gather(b))  # not told to the shards yet
+    c = other.restore(split.gather(b))  # a run goes on with other shards
+    a, b, c = (run(s, x, 6)[0] for s, x in ((whole, a), (split, b), (other, c)))
+    assert same(whole.gather(a), split.gather(b))
+    assert same(whole.gather(a), other.gather(c))
+    few = split.select(b, [6, 0, 3, 1])
+    assert same(lane(split.gather(run(split, few, 3)[0]), 2), lane(whole.gather(run(whole, a, 3)[0]), 3))
+
+
+def test_shards_run_in_ray_cells():
+    whole, split = fnrl.Scheme(parts(), SIMPLE), fnrl.Scheme(parts(), sharded(SIMPLE, 2), fnrl.Ray())
+    a, b = (run(s, s.init(fnrl.seeds(4)), 6)[0] for s in (whole, split))
+    assert same(whole.gather(a), split.gather(b))
+    split.close(b)
+
+
+def test_what_cannot_be_sharded_is_refused():
+    split = fnrl.Scheme(parts(), sharded(SIMPLE, 2))
+    for keys in (fnrl.seeds(3), fnrl.seeds([1]), fnrl.key(0)):
+        with pytest.raises(fnrl.CompositionError, match=r"at least 4 seeds, or fewer shards"):
+            split.init(keys)
+    for wrong, told in ((collect, "produces weights"), (WIDE, "workers of its own"), (SIMPLE, "shards = 0")):
+        with pytest.raises(fnrl.CompositionError, match=told):
+            sharded(wrong, 0 if wrong is SIMPLE else 2)

@@ -193,6 +193,12 @@ def test_many_seeds_on_the_command_line(tmp_path, capsys):
     assert main(f"train {line} --steps 256 --algo.lr 1e-3 --dir {two}".split()) == 0
     a, b = (fnrl.checkpoint.newest(d).state for d in (one, two))
     assert same(a.scheme, b.scheme)
+    line_of = f"train {line.replace('--seeds 3', '--seeds 4')} --steps 64"
+    for shards in (1, 2):
+        assert main(f"{line_of} --shards {shards} --dir {tmp_path / str(shards)}".split()) == 0
+    assert same(*(fnrl.checkpoint.newest(tmp_path / str(n)).state.scheme for n in (1, 2)))
+    assert main(f"resume {tmp_path / '2'} --steps 128 --quiet".split()) == 0
+    assert fnrl.checkpoint.newest(tmp_path / "2").state.scheme.env_steps == 128
     capsys.readouterr()
     assert main(f"evaluate {one} --episodes 4".split()) == 0
     out = capsys.readouterr().out

@@ -107,6 +107,9 @@ def _topology(said: argparse.Namespace) -> Any:
         )
     if words:
         return fnrl.schemes.nappo(**words)
+    if said.shards > 1:
+        plain = {} if said.workers is None else {"workers": said.workers}  # which shards refuse
+        return fnrl.sharded(fnrl.schemes.named(said.scheme or "a2c", **plain), said.shards)
     workers = said.workers if said.workers != 1 or said.ray or said.scheme else None
     if workers is None and said.ray:
         workers = 1
@@ -253,6 +256,7 @@ def _read_train(words: Words) -> tuple[argparse.Namespace, dict[str, Any]]:
     run.add_argument(
         "--seeds", type=int, nargs="+", metavar="N", help="so many seeds, or these, as lanes of one program"
     )
+    run.add_argument("--shards", type=_count, default=1, help="programs that share the lanes; with --ray one a process")
     run.add_argument("--dir", type=Path, help="run directory [runs/ENV-ALGO-SEED-TIME]")
     run.add_argument("--preset", choices=("auto", "none"), default="auto", help="defaults for the environment [auto]")
     run.add_argument("--scheme", help=f"an architecture by name: {', '.join(fnrl.schemes.NAMED)} [a2c]")

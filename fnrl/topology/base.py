@@ -15,7 +15,7 @@ from fnrl.lift import Run
 from fnrl.parts import Parts
 from fnrl.types import Info
 
-_FITS = {"rollouts": "collect", "updates": "gradients(collect)"}
+_FITS = {"rollouts": "collect", "updates": "gradients(collect)", "weights": "centralised(gradients(collect))"}
 
 
 class Node(Protocol):
