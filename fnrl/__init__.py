@@ -5,7 +5,7 @@ architecture is a composition of nodes that runs in one process or, unchanged, a
 `docs/architecture.md` shows how it fits together.
 """
 
-from fnrl import envs, random, schemes
+from fnrl import envs, random, report, results, schemes
 from fnrl.actors import EpsilonGreedy, Gaussian, OffPolicyActorCritic, OnPolicyActorCritic, OrnsteinUhlenbeck
 from fnrl.algos import A2C, DDPG, DQN, PPO, SAC, TD3, Algorithm
 from fnrl.component import Linear, PerLane, component, hyper, option, setting
@@ -120,6 +120,8 @@ __all__ = [
     "option",
     "random",
     "record",
+    "report",
+    "results",
     "schemes",
     "seeds",
     "setting",

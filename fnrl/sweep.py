@@ -132,8 +132,7 @@ def _require_numeric(scheme: Scheme, name: str) -> None:
         owner = type(found[0][0]).__name__
         raise CompositionError(
             f"{owner}.{name} shapes the program, which all lanes share, so it can't be swept over them: run a program "
-            f"for each value, as in `for x in values: Learner(scheme with {owner}({name}=x), ..., seeds=8)`; "
-            "fnrl.tune does so with optuna"
+            f"for each value, as in `for x in values: Learner(scheme with {owner}({name}=x), ..., seeds=8)`"
         )
     if not found or parts.hypers().get(name) is None:
         parts.check_hyper(name, 0.0)  # says what there is, or that it was switched off
