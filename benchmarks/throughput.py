@@ -152,7 +152,12 @@ def case_lanes_sb3(args: argparse.Namespace) -> Iterator[Row]:
 
 def case_lanes_mujoco(args: argparse.Namespace) -> Iterator[Row]:
     """PPO on HalfCheetah-v5 (MuJoCo), 8 x 256: 8 seeds in two processes of lanes, theirs two processes at a time."""
-    needs = [SB3, "mujoco==4.0.0", *(f"{p}=={pinned(p)}" for p in ("safetensors", "filelock", "rich"))]
+    needs = [
+        SB3,
+        "mujoco==4.0.0",
+        "imageio==2.38.1",
+        *(f"{p}=={pinned(p)}" for p in ("safetensors", "filelock", "rich")),
+    ]
     python = peer_python("mujoco", needs)
     sb3 = in_sb3("HalfCheetah-v5", 8, 256, 256, 4, python)
     told = rates(args, "steps", {"fnrl": [ours("cheetah", 4, 2, "compiled", python)] * 2, "sb3": [sb3] * 2})
