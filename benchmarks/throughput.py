@@ -156,7 +156,7 @@ def case_lanes_mujoco(args: argparse.Namespace) -> Iterator[Row]:
         SB3,
         "mujoco==4.0.0",
         "imageio==2.38.1",
-        *(f"{p}=={pinned(p)}" for p in ("safetensors", "filelock", "rich")),
+        *(f"{p}=={pinned(p)}" for p in ("packaging", "safetensors", "filelock", "rich")),
     ]
     python = peer_python("mujoco", needs)
     sb3 = in_sb3("HalfCheetah-v5", 8, 256, 256, 4, python)
