@@ -16,12 +16,12 @@ from fnrl.errors import CheckpointError, CompositionError
 from fnrl.record import host, record
 from fnrl.storages.frames import Frames
 from fnrl.storages.hindsight import Hindsight, Relabelled
-from fnrl.storages.ring import Ring, RingRecord, Rows, by_priority, rows_of, successors
-from fnrl.storages.take import transitions
+from fnrl.storages.ring import Ring, RingRecord, Rows, by_priority, rows_of
+from fnrl.storages.take import places, transitions
 from fnrl.token import Token
 from fnrl.types import OffPolicyBatch, Rollout, Sampling, Tree, Weights
 
-_AHEAD = 32  # updates that random bits are drawn for at once
+_AHEAD = 64  # updates that random bits are drawn for at once
 
 
 @record
@@ -178,7 +178,8 @@ class Replay:
         if self.hindsight is not None:
             given = self.hindsight.relabel(lift, env, ring, key, index, self.n_step)
         batch = lift(self.sample)(ring.rows, weights, index, weight, *where, given)
-        rows = torch.arange(updates * plan.batch, device=index.device).expand(index.shape).reshape(now.shape)
+        rows = torch.arange(updates * plan.batch, device=index.device).reshape(updates, plan.batch)
+        rows = rows.expand(now.shape) if now.dim() > 2 else rows
         state = ReplayState(state.token, state.collected, state.updates + updates, words, used + updates)
         return state, Samples(batch, index), rows
 
@@ -186,7 +187,7 @@ class Replay:
         """Places in the ring `[K * B]` (row x N + environment) by random words `[K, B]`, and the weight of each."""
         whole, n = ring.reward.shape
         if self.prioritised is None:
-            place = ((words.flatten() * (size * n) >> 32) + start * n) % (whole * n)
+            place = places(words, size * n, start * n, whole * n)
             return place, torch.ones_like(place, dtype=torch.float32)
         place, chance = by_priority(ring.priority, ring.sums, (words >> 9) * 2.0**-23)
         weight = _power(size * n * chance, -hyper["priority_beta"])
@@ -203,8 +204,26 @@ class Replay:
         given: Relabelled | tuple[()] = (),
     ) -> OffPolicyBatch:
         """The transitions at some places `[B]`, with other goals where they are `given`; observations normalised."""
-        whole, n = ring.reward.shape
         gamma = weights.hyper["gamma"]
+        if self.n_step == 1:
+            obs, action, reward, terminated, next_obs = self._transitions(ring, index, index)
+            discount = gamma.expand(reward.shape)
+            if isinstance(given, Relabelled):
+                reward, terminated = given.earned(0, reward, terminated)
+        else:
+            last, reward, terminated, discount = self._returns(ring, gamma, index, start, size, given)
+            obs, action, _, _, next_obs = self._transitions(ring, index, last)
+        discount = discount.masked_fill(terminated, 0.0)
+        if isinstance(given, Relabelled):
+            obs, next_obs = given.obs(obs), given.obs(next_obs)
+        normalise = (lambda x: x) if isinstance(weights.normaliser, tuple) else weights.normaliser
+        return OffPolicyBatch(normalise(obs), action, reward, normalise(next_obs), discount, weight)
+
+    def _returns(
+        self, ring: Rows, gamma: Tensor, index: Tensor, start: int, size: int, given: Relabelled | tuple[()]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The last places of n-step returns `[B]`, the returns, whether they end there, and what comes after counts."""
+        whole, n = ring.reward.shape
         rewards, ends, final_at = (x.flatten() for x in (ring.reward, ring.terminated, ring.final_at))
 
         def earned(k: int, place: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,23 +242,17 @@ class Replay:
             reward = torch.where(alive, reward + discount * more, reward)
             discount = torch.where(alive, discount * gamma, discount)
             last, terminated = torch.where(alive, place, last), torch.where(alive, now, terminated)
-        discount = discount.masked_fill(terminated, 0.0)
-        obs, action, next_obs = (
-            transitions(ring, index, last) if self.frames is None else self._stacks(ring, index, last)
-        )
-        if isinstance(given, Relabelled):
-            obs, next_obs = given.obs(obs), given.obs(next_obs)
-        normalise = (lambda x: x) if isinstance(weights.normaliser, tuple) else weights.normaliser
-        return OffPolicyBatch(normalise(obs), action, reward, normalise(next_obs), discount, weight)
+        return last, reward, terminated, discount
 
-    def _stacks(self, ring: Rows, index: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _transitions(self, ring: Rows, index: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """As `transitions`, observations stacked."""
-        assert self.frames is not None
-        action, following = ring.action.flatten(0, 1).index_select(0, index), successors(ring, last)
-        rows, final_at, n = ring.obs.flatten(0, 1), ring.final_at.flatten(), ring.reward.shape[1]
-        obs = self.frames.stack(rows, final_at, index, n)
-        newest = obs if self.n_step == 1 else self.frames.stack(rows, final_at, last, n)
-        return obs, action, torch.cat([newest[:, 1:], following[:, None]], 1)
+        obs, action, reward, terminated, following = transitions(ring, index, last)
+        if self.frames is not None:
+            rows, final_at, n = ring.obs.flatten(0, 1), ring.final_at.flatten(), ring.reward.shape[1]
+            obs = self.frames.stack(rows, final_at, index, n)
+            newest = obs if self.n_step == 1 else self.frames.stack(rows, final_at, last, n)
+            following = torch.cat([newest[:, 1:], following[:, None]], 1)
+        return obs, action, reward, terminated, following
 
     def take(self, data: Samples, rows: Tensor) -> OffPolicyBatch:
         """The batch of some rows `[B]`."""

@@ -1,43 +1,81 @@
-"""Rows of a ring at many places: one call of numpy where it can be, for a small batch costs little but its calls."""
+"""Places of a ring, and its rows at many places: in numpy where that can be, for a small batch costs but its calls.
+
+Operators hide numpy from a vmap, as in `fnrl.random`; elsewhere (on a device, in a graph) the same is done in torch.
+"""
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fnrl.autodiff import under_transform
 from fnrl.storages.ring import Rows, successors
 
 
-def transitions(rows: Rows, place: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Observations and actions at some places `[B]` (row x N + environment), and what truly followed other places."""
-    obs, action = rows.obs.flatten(0, 1), rows.action.flatten(0, 1)
-    if place.is_cpu and not torch.compiler.is_compiling():
-        return _take(obs, action, rows.final_at.flatten(), rows.finals, place, last, rows.reward.shape[1])
-    return obs.index_select(0, place), action.index_select(0, place), successors(rows, last)
+def places(words: Tensor, count: int, first: int, whole: int) -> Tensor:
+    """Places `[K * B]` drawn alike from the `count` that follow `first`, by random words `[K, B]` of 32 bits.
+
+    (first + floor(count w / 2^32)) mod whole
+    """
+    if _on_numpy(words):
+        return (_places if under_transform() else _numpy_places)(words, count, first, whole)
+    return ((words.flatten() * count >> 32) + first) % whole
 
 
-def _numpy(
-    obs: Tensor, action: Tensor, final_at: Tensor, finals: Tensor, place: Tensor, last: Tensor, envs: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    whole, at, then = obs.numpy(), place.numpy(), last.numpy()
-    following = whole.take((then + envs) % len(whole), 0)
-    final = final_at.numpy().take(then)
-    ended = final >= 0
-    if ended.any():
-        following[ended] = finals.numpy()[final[ended]]
-    return tuple(torch.from_numpy(x) for x in (whole.take(at, 0), action.numpy().take(at, 0), following))  # type: ignore
+def transitions(rows: Rows, place: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Observation, action, reward and termination at some places `[B]`, and what truly followed other places."""
+    if _on_numpy(place):
+        held = rows.obs, rows.action, rows.reward, rows.terminated, rows.final_at, rows.finals
+        return (_take if under_transform() else _numpy_take)(*held, place, last)
+    found = [getattr(rows, n).flatten(0, 1).index_select(0, place) for n in ("obs", "action", "reward", "terminated")]
+    return found[0], found[1], found[2], found[3], successors(rows, last)
 
 
-def _lanes(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, tuple[int, int, int]]:
+def _on_numpy(x: Tensor) -> bool:
+    return x.is_cpu and not torch.compiler.is_compiling()
+
+
+def _numpy_places(words: Tensor, count: int, first: int, whole: int) -> Tensor:
+    place = words.numpy().reshape(*words.shape[:-2], -1) * count
+    place >>= 32
+    place += first
+    np.subtract(place, whole, out=place, where=place >= whole)
+    return torch.from_numpy(place)
+
+
+def _numpy_take(*args: Tensor) -> Any:
+    *columns, finals, at, then = (x.numpy() for x in args)
+    envs = columns[2].shape[1]
+    obs, action, reward, terminated, final_at = (x.reshape(-1, *x.shape[2:]) for x in columns)
+    next_place = then + envs
+    np.subtract(next_place, len(obs), out=next_place, where=next_place >= len(obs))
+    following, final = obs.take(next_place, 0), final_at.take(then)
+    ended = np.flatnonzero(final >= 0)
+    if len(ended):
+        following[ended] = finals[final[ended]]
+    found = obs.take(at, 0), action.take(at, 0), reward.take(at), terminated.take(at), following
+    return tuple(map(torch.from_numpy, found))
+
+
+def _vmap_places(info: Any, in_dims: tuple[Any, ...], words: Tensor, *rest: int) -> tuple[Tensor, int]:
+    return _places(words.movedim(in_dims[0], 0), *rest), 0
+
+
+def _vmap_take(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Any, tuple[int, ...]]:
     lanes = [[x] * info.batch_size if d is None else x.unbind(d) for x, d in zip(args, in_dims, strict=True)]
-    return tuple(map(torch.stack, zip(*(_take(*lane) for lane in zip(*lanes, strict=True)), strict=True))), (0, 0, 0)
+    each = [_take(*lane) for lane in zip(*lanes, strict=True)]
+    return tuple(map(torch.stack, zip(*each, strict=True))), (0,) * 5
 
 
 _LIBRARY = torch.library.Library("fnrl", "FRAGMENT")
+_LIBRARY.define("ring_places(Tensor words, int count, int first, int whole) -> Tensor")
 _LIBRARY.define(
-    "ring_take(Tensor obs, Tensor action, Tensor final_at, Tensor finals, Tensor place, Tensor last, int envs) -> "
-    "(Tensor, Tensor, Tensor)"
+    "ring_take(Tensor obs, Tensor action, Tensor reward, Tensor terminated, Tensor final_at, Tensor finals, "
+    "Tensor place, Tensor last) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-_LIBRARY.impl("ring_take", _numpy, "CPU")
-_take = torch.ops.fnrl.ring_take.default
-torch.library.register_vmap("fnrl::ring_take", _lanes, lib=_LIBRARY)
+_LIBRARY.impl("ring_places", _numpy_places, "CPU")
+_LIBRARY.impl("ring_take", _numpy_take, "CPU")
+_places, _take = torch.ops.fnrl.ring_places.default, torch.ops.fnrl.ring_take.default
+torch.library.register_vmap("fnrl::ring_places", _vmap_places, lib=_LIBRARY)
+torch.library.register_vmap("fnrl::ring_take", _vmap_take, lib=_LIBRARY)
