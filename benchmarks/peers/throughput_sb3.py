@@ -1,4 +1,7 @@
-"""stable-baselines3's side of the throughput benchmark: `ENV ENVS STEPS BATCH EPOCHS ROLLOUTS` -> one line of JSON."""
+"""stable-baselines3's side of the throughput benchmark: `ENV ENVS STEPS BATCH EPOCHS ROLLOUTS [VECTOR]` -> JSON.
+
+VECTOR is `dummy` (one process) or `subproc` (a process for each environment).
+"""
 
 import json
 import sys
@@ -8,14 +11,22 @@ import gymnasium
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 from timed import INSIDE, Timed, peak_memory
 
-name, (envs, steps, batch, epochs, rollouts) = sys.argv[1], map(int, sys.argv[2:])
+name, (envs, steps, batch, epochs, rollouts) = sys.argv[1], map(int, sys.argv[2:7])
+kind = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[sys.argv[7] if sys.argv[7:] else "dummy"]
 torch.set_num_threads(1)
-if "Bullet" in name:
-    import pybullet_envs_gymnasium  # noqa: F401
-vector = DummyVecEnv([lambda: Timed(gymnasium.make(name))] * envs)
+
+
+def made():
+    """One environment; Bullet's register where they are made."""
+    if "Bullet" in name:
+        import pybullet_envs_gymnasium  # noqa: F401
+    return Timed(gymnasium.make(name))
+
+
+vector = kind([made] * envs)
 if name != "CartPole-v1":
     vector = VecNormalize(vector)
 model = PPO("MlpPolicy", vector, n_steps=steps, batch_size=batch, n_epochs=epochs, seed=0, device="cpu")
@@ -36,4 +47,5 @@ model.learn(envs * steps * (rollouts + 1), callback=Mark())
 marks.append((time.perf_counter(), INSIDE[0], time.process_time()))
 seconds, simulator, cpu = (b - a for a, b in zip(marks[1], marks[-1], strict=True))  # the first rollout is the warm-up
 took = {"steps": envs * steps * rollouts, "seconds": seconds, "cpu": cpu, "simulator": simulator}
+vector.close()
 print(json.dumps({**took, "memory": peak_memory()}))

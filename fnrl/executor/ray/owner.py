@@ -186,7 +186,7 @@ class CellOwner(Owner):
         terms = self.terms
         remote: Any = ray.remote
         actor = remote(concurrency_groups={"control": 1})(Cell)  # a call can be told to stop while it runs
-        self.handle = actor.options(max_restarts=0, **terms.resources.options()).remote()
+        self.handle = actor.options(max_restarts=0, enable_task_events=False, **terms.resources.options()).remote()
         self._end = weakref.finalize(self, _kill, self.handle, self.session.name)
         asked = [c for c in self.waiting if c.method not in ("hello", "begin", "again", "snapshot")]
         self.pid, self.fresh = None, True
