@@ -15,7 +15,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNorm
 from timed import INSIDE, Timed, peak_memory
 
 name, (envs, steps, batch, epochs, rollouts) = sys.argv[1], map(int, sys.argv[2:7])
-kind = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}[sys.argv[7] if sys.argv[7:] else "dummy"]
 torch.set_num_threads(1)
 
 
@@ -26,7 +25,8 @@ def made():
     return Timed(gymnasium.make(name))
 
 
-vector = kind([made] * envs)
+apart = sys.argv[7:] == ["subproc"]
+vector = SubprocVecEnv([made] * envs, start_method="fork") if apart else DummyVecEnv([made] * envs)
 if name != "CartPole-v1":
     vector = VecNormalize(vector)
 model = PPO("MlpPolicy", vector, n_steps=steps, batch_size=batch, n_epochs=epochs, seed=0, device="cpu")
