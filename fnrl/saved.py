@@ -59,6 +59,7 @@ def continuing(
     if other:
         first = f"{found.path} was saved with another configuration (saved -> given; what is given counts from now on):"
         hyper, pinned = said.scheme.weights.hyper, said.scheme.node.pinned
-        stay = [f"{n} stays {hyper[n].tolist()}: it was set" for n in pinned]
+        values = {n: ", ".join(f"{x:g}" for x in hyper[n].reshape(-1).tolist()) for n in pinned}
+        stay = [f"{n} stays {x}: it was set" for n, x in values.items()]
         warnings.warn("\n  ".join([first, *other, *stay]), CheckpointWarning, stacklevel=3)
     return like, settings, evaluation

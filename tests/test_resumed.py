@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hosted_cases import Count, limited
 from learner_cases import PLAN, STEPS, bits, light, quiet, scheme  # noqa: F401
 
 import fnrl
 from fnrl import tree
 from fnrl.checkpoint import CheckpointWarning, newest
+from fnrl.component import printed
+from fnrl.config import rebuild
 from fnrl.logs import read_lines
 
 
@@ -150,6 +153,17 @@ def test_an_environment_that_can_not_be_saved_must_be_given_again(tmp_path):
     ):
         fnrl.Learner.resume(tmp_path, scheme())
     fnrl.Learner.resume(tmp_path, scheme(), evaluation=evaluation).close()
+
+
+def test_environments_made_by_code_of_ones_own_are_not_rebuilt_from_text():
+    plain = fnrl.envs.gym("CartPole-v1", num_envs=2, deadline=9.0)
+    assert rebuild(json.loads(json.dumps(printed(plain))), "") == plain
+    for env, made in (
+        (fnrl.envs.gym(Count), r"hosted_cases\.Count"),
+        (fnrl.envs.gym("CartPole-v1", wrappers=[limited]), "limited"),
+    ):
+        with pytest.raises(fnrl.CheckpointError, match=rf"is made by .*{made}, which is not fnrl's own: do so"):
+            rebuild(json.loads(json.dumps(printed(env))), "do so")
 
 
 def test_an_evaluation_needs_the_same_spaces_not_the_same_name(tmp_path):
