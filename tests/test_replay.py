@@ -129,6 +129,21 @@ def test_a_step_of_one_is_the_ring():
     assert torch.equal(a.reward, rollout.steps.reward.flatten())
 
 
+def test_words_drawn_ahead_are_spent_once_and_travel_with_the_state():
+    """A plan's draw does not depend on whether the state was saved since the words were drawn."""
+    storage, world = Replay(capacity=100, warmup=0), World(0)
+    state, drawn_ = storage.append(storage.init(), world.rollout(20)), []
+    for k in range(1, 150):
+        plan = Sampling((k + 0.5) / 40, 4)
+        again = storage.restore(storage.gather(state))
+        state, data, _ = drawn(storage, state, random.key(k), plan)
+        other, same, _ = drawn(storage, again, random.key(k), plan)
+        assert tree.same_bits(data, same)
+        assert state.updates == other.updates == k
+        drawn_.append(tuple(data.index.tolist()))
+    assert len(set(drawn_)) == len(drawn_)
+
+
 def test_a_stale_state_is_refused_and_a_fork_is_not():
     storage, world = Replay(capacity=10), World(0)
     first = storage.append(storage.init(), world.rollout(2))
@@ -326,6 +341,23 @@ def test_updates_are_earned_by_transitions():
 def test_sizes_that_do_not_fit_are_refused(storage, plan, message):
     with pytest.raises(CompositionError, match=message):
         storage.check(plan, ACTOR, ENVS)
+
+
+def test_memory_counts_what_is_available_and_a_frame_of_a_stack(monkeypatch):
+    """Of the machine's memory what others use is not there, and a stack of frames needs the room of one."""
+    space = Box((4, 84, 84), 0, 255, "uint8")
+    actor = OffPolicyActorCritic(EnvSpec("pictures", space, Discrete(3)), None, MLP((4,)), critics=1)
+    whole, thin = Replay(capacity=100_000), Replay(capacity=100_000, frames=fnrl.Frames(4))
+    assert 3.9 < whole.nbytes(actor, 1) / thin.nbytes(actor, 1) <= 4.0
+    assert 0.7e9 < thin.nbytes(actor, 1) < 0.8e9
+    texts = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 1000000 kB\n", "/sys/fs/cgroup/memory.max": "max\n"}
+    monkeypatch.setattr("fnrl.storages.replay.Path.read_text", lambda path: texts[str(path)])
+    thin.check(PLAN, actor, 1)
+    with pytest.raises(CompositionError, match=r"needs 2\.8 GB .* the machine has 1\.0 GB"):
+        whole.check(PLAN, actor, 1)
+    texts["/sys/fs/cgroup/memory.max"] = "500000000\n"
+    with pytest.raises(CompositionError, match=r"needs 0\.7 GB .* the machine has 0\.5 GB"):
+        thin.check(PLAN, actor, 1)
 
 
 def test_a_ring_of_another_size_is_refused():
