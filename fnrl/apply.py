@@ -81,8 +81,8 @@ def apply_update(
     old: Weights = state.weights
     if update.first:
         state = dataclasses.replace(state, stopped=torch.zeros_like(state.stopped))
-    after, metrics = run.graph(run.parts.algo.apply)(state, update.grads, update.info)
-    dead = _dead(run, metrics, update, state, after.weights.params)
+    after, metrics, finite = run.graph(_apply)(run.parts.algo, state, update.grads, update.info)
+    dead = _dead(run, metrics, update, state, after.weights.params, finite)
     losing = isinstance(dead, Tensor) and bool(dead.any())
     after = dataclasses.replace(after, dead=dead)
     if losing:
@@ -103,21 +103,26 @@ def apply_update(
     return after, metrics
 
 
-def _finite(metrics: dict[str, Tensor], params: Params) -> Tensor:
-    return torch.isfinite(metrics["loss"] + metrics["grad_norm"]) & torch.isfinite(params.vector).all(-1)
+def _apply(algo: Any, state: AlgoState, grads: Tensor, info: dict[str, Tensor]) -> tuple[AlgoState, Any, Tensor]:
+    """`algo.apply`, and whether all is finite: in one graph, for the parameters are read once as they are written."""
+    after, metrics = algo.apply(state, grads, info)
+    finite = torch.isfinite(metrics["loss"] + metrics["grad_norm"])
+    return after, metrics, finite & torch.isfinite(after.weights.params.vector).all(-1)
 
 
-def _dead(run: Run, metrics: dict[str, Tensor], update: Update, state: AlgoState, params: Params) -> Tree:
+def _dead(
+    run: Run, metrics: dict[str, Tensor], update: Update, state: AlgoState, params: Params, finite: Tensor
+) -> Tree:
     """The lanes that are dead after this update `[S]` (`()` for a solo run), told where they are new."""
     if run.lanes is None or not isinstance(state.dead, Tensor):
-        _refuse_non_finite(run, metrics, params, update, state.weights)
+        _refuse_non_finite(run, metrics, params, finite, update, state.weights)
         return ()
-    bad = ~_finite(metrics, params)
+    bad = ~finite
     dead = state.dead | bad
     if not bool(bad.any()):
         return dead
     if bool(dead.all()):
-        _refuse_non_finite(run, metrics, params, update, state.weights)
+        _refuse_non_finite(run, metrics, params, finite, update, state.weights)
     for i in torch.nonzero(bad & ~state.dead).flatten().tolist():
         values = ", ".join(f"{n}={float(v[i]):.6g}" for n, v in metrics.items())
         hyper = ", ".join(f"{n}={float(v[i]):.6g}" for n, v in state.weights.hyper.items())
@@ -130,8 +135,10 @@ def _dead(run: Run, metrics: dict[str, Tensor], update: Update, state: AlgoState
     return dead
 
 
-def _refuse_non_finite(run: Run, metrics: dict[str, Tensor], params: Params, update: Update, old: Weights) -> None:
-    if bool(_finite(metrics, params).all()):
+def _refuse_non_finite(
+    run: Run, metrics: dict[str, Tensor], params: Params, finite: Tensor, update: Update, old: Weights
+) -> None:
+    if bool(finite.all()):
         return
     named = {**metrics, **params.tree()}
     bad = [n for n, v in named.items() if not bool(torch.isfinite(v).all())]
