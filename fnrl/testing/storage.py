@@ -114,6 +114,8 @@ class _Example:
     def targets(self, steps: Transition) -> Tensor:
         """The target of every sample, `[T, N]`."""
         data = self.storage.prepare(*self.prepared(steps))
+        if self.storage.corrects:  # logp is the present policy's, and rows are in the order of the rollout
+            return data.target.reshape(steps.reward.shape)
         order = torch.argsort(data.logp.flatten())
         back = torch.argsort(torch.argsort(steps.logp.flatten()))
         return data.target.flatten()[order][back].reshape(steps.reward.shape)
@@ -162,7 +164,10 @@ def _check_samples(storage: Any, examples: list[_Example]) -> None:
     if index.shape[1] > 4 and tree.same_bits(index, example.order(keys[1])):
         laws.broken(storage, ORDERS, "two keys give one order")
     laws.check_lanes(storage, storage.take, *((e.data(), e.order(k)[0]) for e, k in zip(examples, keys, strict=True)))
-    wanted = _by_name(example.rollout.steps)
+    steps: Transition = example.rollout.steps
+    if storage.corrects:  # its samples have the present policy's logp: they name them as well
+        steps = dataclasses.replace(steps, logp=data.logp.reshape(steps.logp.shape))
+    wanted = _by_name(steps)
     for epoch in index.reshape(plan.epochs, plan.minibatches, -1).unbind(0):
         batches = [laws.check_call(storage, storage.take, data, rows) for rows in epoch.unbind(0)]
         found = _by_name(*batches)
