@@ -1,5 +1,6 @@
 """The replay against a list of transitions, its samplers against loops and their distributions."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -16,6 +17,7 @@ from fnrl.errors import CheckpointError, CompositionError, StaleStateError
 from fnrl.networks import MLP
 from fnrl.spaces import Box, Discrete, EnvSpec
 from fnrl.storages.replay import Prioritised, Replay
+from fnrl.testing import LawError, check_storage
 from fnrl.types import Params, Rollout, Sampling, Transition, Weights
 
 ENVS, GAMMA = 2, 0.9
@@ -386,3 +388,31 @@ def test_bytes_stay_bytes_and_discrete_actions_are_whole():
     assert torch.equal(batch.next_obs, obs[1:].flatten(0, 1))
     assert torch.equal(batch.action, action.flatten())
     assert actor.q(actor.init(random.key(0)), actor.features(actor.init(random.key(0)), batch.obs)).shape == (1, 6, 3)
+
+
+class Careless(Replay):
+    """Restores another ring than was gathered."""
+
+    def restore(self, pure, copy=True):
+        made = super().restore(pure, copy)
+        if not isinstance(made.token, tuple):
+            made.token.owner.rows.reward[0] += 1.0
+        return made
+
+
+class Lenient(Replay):
+    """Takes stale states."""
+
+    def gather(self, state, copy=True):
+        if isinstance(state.token, tuple):
+            return super().gather(state, copy)
+        return super().gather(dataclasses.replace(state, token=state.token.owner.token()), copy)
+
+
+@pytest.mark.parametrize("prioritised", [None, Prioritised()])
+def test_the_kit_has_laws_for_replays(prioritised):
+    storage = Replay(capacity=14, steps=2, n_step=2, prioritised=prioritised)
+    check_storage(storage)
+    for wrong, law in ((Careless, "a fork is not touched"), (Lenient, "only the newest")):
+        with pytest.raises(LawError, match=law):
+            check_storage(wrong(capacity=14, steps=2))

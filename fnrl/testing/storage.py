@@ -18,6 +18,7 @@ from fnrl.record import fields_of
 from fnrl.spaces import Box, Discrete, EnvSpec
 from fnrl.testing import laws, strategies
 from fnrl.testing.actor import acted
+from fnrl.testing.replay import check_replay
 from fnrl.types import Plan, Rollout, Transition, Weights
 
 HOLDS = "a storage is ready when it has been given a rollout, and not before or after"
@@ -34,8 +35,11 @@ LEAK = "nothing of the next episode reaches this one"
 def check_storage(
     storage: Any, actor: Any = None, algo: Any = None, *, max_examples: int = 5, compiled: bool = False
 ) -> None:
-    """The laws of an on-policy storage, with `actor` (by default one without memory and one with), and the plan and
+    """The laws of a storage, with `actor` (by default one without memory and one with), and the plan and
     hyper-parameters of `algo` (by default PPO's, in two epochs of two minibatches).
+
+    Of a replay: appends in place agree with those to copies, stale states are refused, forks are apart, and what is
+    saved comes back. The rest is of on-policy storages.
 
     Besides purity, determinism, lanes, finiteness and being a value: nothing is lost, every sample is used once an
     epoch and as it was collected, time limits and the rollout's end bootstrap from the true successor, terminations
@@ -44,6 +48,10 @@ def check_storage(
     Errors: LawError.
     """
     laws.check_value(storage)
+    if storage.family == "off-policy":
+        spec = actor.spec if actor is not None else EnvSpec("an environment", Box((3,)), Discrete(3))
+        check_replay(storage, spec, 2, max_examples)
+        return
     algo = algo if algo is not None else PPO(epochs=2, minibatches=2)
     for who in (actor,) if actor is not None else (example_actor(), example_actor(memory=3)):
         _check_with(storage, who, algo, max_examples, compiled)
