@@ -126,8 +126,8 @@ class BootstrapsFromTheReset(GAE):
 
 
 class UsesOneTwice(GAE):
-    def order(self, actor, plan, envs, key):
-        index = super().order(actor, plan, envs, key)
+    def order(self, actor, plan, envs, key, valid=()):
+        index = super().order(actor, plan, envs, key, valid)
         return torch.cat([index[:, :1], index[:, :-1]], 1) if index.shape[1] > 1 else index * 0
 
 
@@ -148,8 +148,8 @@ class AlwaysReady(GAE):
 
 
 class NeverShuffles(GAE):
-    def order(self, actor, plan, envs, key):
-        return super().order(actor, plan, envs, random.key(0))
+    def order(self, actor, plan, envs, key, valid=()):
+        return super().order(actor, plan, envs, random.key(0), valid)
 
 
 class TakesAnyPlan(GAE):
