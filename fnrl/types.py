@@ -152,16 +152,16 @@ class Normaliser:
     clip: float = static()
 
     @cached
-    def _affine(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _affine(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         m = self.moments
         scale = torch.where(m.count > 0, torch.rsqrt(m.m2 / m.count.clamp(min=1.0) + 1e-8), 1.0)
         limit = torch.where(m.count > 0, self.clip, math.inf)
-        return m.mean.float(), scale.float(), limit.float()
+        return m.mean.float(), scale.float(), -limit.float(), limit.float()
 
     def __call__(self, obs: Tensor) -> Tensor:
         """`clip((obs - mean) / sqrt(var + 1e-8), -c, c)`, float32 `[..., O]`; `obs` until something is counted."""
-        mean, scale, limit = self._affine
-        return ((obs - mean) * scale).clamp(-limit, limit)
+        mean, scale, low, high = self._affine
+        return ((obs - mean) * scale).clamp(low, high)
 
 
 @record
