@@ -1,5 +1,6 @@
 """Schemes for cells, and what can happen to a cell."""
 
+import dataclasses
 import os
 import signal
 import time
@@ -39,6 +40,14 @@ def kill(pid):
     os.kill(pid, signal.SIGKILL)
 
 
+def faulty(tmp_path, what, steps=16, **options):
+    """Parts whose environments do `what`, and the same parts once the mark is there."""
+    kwargs = {"what": what, "mark": str(tmp_path / "mark")}
+    options = {"processes": what == "die", "deadline": 3.0, **options}
+    env = dataclasses.replace(fnrl.envs.gym(Once, num_envs=2, **options), kwargs=tuple(kwargs.items()))
+    return on_policy(env, steps)
+
+
 class Once(gymnasium.Env):
     """An environment that at its fortieth step (`born`: when it is made) does `what`: `hang` or `die`, once, as the
     file `mark` remembers; `raise` or `end` every time. If it is `slow`, the first one that is made is.
@@ -53,9 +62,11 @@ class Once(gymnasium.Env):
             os._exit(1)
 
     def first(self):
-        found = Path(self.mark).exists()
-        Path(self.mark).touch()
-        return not found
+        try:
+            Path(self.mark).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import ray
-from ray_cases import Once, kill, off_policy, on_policy, on_ray, owners
+from ray_cases import faulty, kill, off_policy, on_policy, on_ray, owners
 
 import fnrl
 from fnrl import tree
@@ -96,13 +96,6 @@ def test_cells_killed_at_drawn_points_change_no_bit(parts, topology, updates):
     scheme.close(state)
     assert faults == {"faults/died": 6.0}
     assert_same(parts, topology, gathered, updates)
-
-
-def faulty(tmp_path, what, **options):
-    """Parts whose environments do `what`, and the same parts once the mark is there."""
-    kwargs = {"what": what, "mark": str(tmp_path / "mark")}
-    options = {"processes": what == "die", "deadline": 3.0, **options}
-    return on_policy(dataclasses.replace(fnrl.envs.gym(Once, num_envs=2, **options), kwargs=tuple(kwargs.items())), 16)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +234,7 @@ def test_an_asynchronous_run_goes_on_while_a_worker_hangs_and_another_dies(tmp_p
 @pytest.mark.slow
 def test_a_straggler_that_was_stopped_and_died_ends_where_it_did(tmp_path):
     topology = centralised(gradients(synchronous(collect, 2, quorum=0.5, samples=0.25)))
-    parts = dataclasses.replace(faulty(tmp_path, "slow"), storage=fnrl.GAE(steps=64))
+    parts = faulty(tmp_path, "slow", 64)
     scheme = fnrl.Scheme(parts, topology, executor=on_ray(snapshot_every=1000))
     state, lengths = scheme.init(fnrl.key(0)), []
     for i in range(40):
