@@ -49,7 +49,7 @@ class Box:
     @cached_property
     def bounded(self) -> bool:
         """Whether every element has a finite lower and upper bound."""
-        return all(bool(torch.isfinite(b).all()) for b in self.bounds())
+        return bool(np.isfinite(self.low).all() and np.isfinite(self.high).all())  # of the host: no graph asks a tensor
 
     def _full(self, x: tuple[float, ...] | float) -> Tensor:
         return torch.as_tensor(x, dtype=torch.float32).expand(self.size).reshape(self.shape)

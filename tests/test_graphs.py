@@ -1,5 +1,6 @@
 """Compiled graphs compute what eager methods do, whatever they are given, and no compiler is no disaster."""
 
+import math
 import warnings
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import fnrl
 from fnrl import graphs, tree
+from fnrl.spaces import Box, EnvSpec
 
 
 def made(f, *xs):
@@ -74,6 +76,15 @@ def test_a_library_that_a_killed_process_left_half_written_is_made_anew(tmp_path
     monkeypatch.setattr(_inductor, "compile", compile_)
     assert float(made(lambda x: (x + 1,), torch.zeros(()))([torch.zeros(())])[0]) == 1.0
     assert not library.exists()
+
+
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), ((-2.0, 0.0), (2.0, 1.0)), (-math.inf, 1.0)])
+def test_a_graph_of_an_action_asks_no_tensor_about_its_bounds(bounds):
+    space = Box((2,), *bounds)
+    actor = fnrl.OnPolicyActorCritic(EnvSpec("fresh", Box((3,)), space))  # nobody has asked it before
+    action = torch.randn(5, 2)
+    traced, _ = graphs._trace(lambda x: (actor.env_action(x),), (action,))
+    torch.testing.assert_close(traced(action)[0], actor.env_action(action))
 
 
 @pytest.mark.slow
