@@ -3,14 +3,16 @@ falls short.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import platform
 import subprocess
 import sys
+import time
 import venv
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,16 +53,27 @@ def main(description: str, cases: dict[str, Callable[[argparse.Namespace], Itera
         return
     rows: list[Row] = []
     for name in args.only or cases:
+        mine = []
         for row in cases[name](args):
-            rows.append(row)
+            mine.append(row)
             print(line(row), flush=True)
+        rows += mine
+        if args.json:
+            keep(args.json, name, mine)
     print("\n" + "\n".join(line(r) for r in rows))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        record = {"command": "python " + " ".join([os.path.relpath(sys.argv[0], HERE.parent), *sys.argv[1:]])}
-        record |= {"machine": machine(), "rows": [{**dataclasses.asdict(r), "passed": r.passed} for r in rows]}
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
     sys.exit(0 if all(r.passed for r in rows) else 1)
+
+
+def keep(path: Path, case: str, rows: Sequence[Row]) -> None:
+    """Puts the figures of a case into the file, in the place of those that an earlier call has left there: what takes
+    long can be run in several sittings.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = "python " + " ".join([os.path.relpath(sys.argv[0], HERE.parent), *sys.argv[1:]])
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    kept = [r for r in before if r["case"] not in {case, *(r.case for r in rows)}]
+    made = [{**dataclasses.asdict(r), "passed": r.passed, "command": command} for r in rows]
+    path.write_text(json.dumps({"machine": machine(), "rows": kept + made}, indent=1) + "\n")
 
 
 def line(row: Row) -> str:
@@ -108,6 +121,40 @@ def peer_python(name: str, packages: list[str], torch: bool = True) -> str:
             subprocess.run([str(python), "-m", "pip", "install", "-q", *what], check=True)
         (home / "ready").write_text(" ".join(packages))
     return str(python)
+
+
+def family(root: int) -> set[int]:
+    """A process and all below it."""
+    parents = {pid: int(fields[1]) for pid, fields in _processes().items()}
+    found, new = {root}, {root}
+    while new:
+        new = {p for p, parent in parents.items() if parent in new} - found
+        found |= new
+    return found
+
+
+def besides() -> Callable[[], float]:
+    """Begins to watch; what it returns tells how many cores the processes that are none of this one's have used since:
+    a timing beside them is of something else.
+    """
+    tick, begin = os.sysconf("SC_CLK_TCK"), time.perf_counter()
+    before = {pid: int(f[11]) + int(f[12]) for pid, f in _processes().items()}
+
+    def used() -> float:
+        ours = family(os.getpid())
+        now = {pid: int(f[11]) + int(f[12]) for pid, f in _processes().items() if pid not in ours}
+        return sum(n - before.get(pid, 0) for pid, n in now.items()) / tick / (time.perf_counter() - begin)
+
+    return used
+
+
+def _processes() -> dict[int, list[str]]:
+    """What `/proc` tells of every process, from its state on; nothing where there is no `/proc`."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            found[int(path.parent.name)] = path.read_text().rsplit(")", 1)[1].split()
+    return found
 
 
 def one_thread() -> dict[str, str]:

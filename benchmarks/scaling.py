@@ -1,10 +1,14 @@
 """Cells: how throughput grows with them, what a round costs besides its work, what weights and memory cost.
 
-`waiting`, `round`, `weights` and `memory` bear a busy machine; `halfcheetah` compares speeds and wants a quiet one with
-two cores.
+`waiting`, `round`, `weights` and `memory-*` bear a busy machine. `halfcheetah` and its like compare speeds end to end,
+learning included, on two cores: while two collectors work the driver only waits, so they have both; while it learns,
+they wait for the weights. A synchronous plan goes on only from what the last one has learnt, so nothing overlaps, and
+the bound is (C + L) / (C / 2 + L) for C seconds of collecting and L of learning in one process. Each collector has half
+of the environments, and a step of four costs a little more than half of a step of eight.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -21,8 +25,9 @@ import numpy as np
 import ray
 import torch
 from gymnasium import spaces
-from harness import HERE, Row, main, one_thread, peer_python
-from throughput import SB3
+from harness import HERE, Row, besides, family, main, one_thread, peer_python
+from schemes import TWELVE
+from throughput import SB3, ratio
 
 import fnrl
 from fnrl.apply import first_algo
@@ -88,28 +93,59 @@ def case_waiting(args: argparse.Namespace) -> Iterator[Row]:
 
 def case_halfcheetah(args: argparse.Namespace) -> Iterator[Row]:
     """HalfCheetahBulletEnv-v0, 8 environments: two collectors over one process, and over stable-baselines3's best."""
+    yield from _halfcheetah(args, "halfcheetah", ("one", "collectors"), (1.6, 1.8))
+
+
+def case_compiled(args: argparse.Namespace) -> Iterator[Row]:
+    """The same, compiled on both sides."""
+    yield from _halfcheetah(args, "compiled", ("one compiled", "collectors compiled"), (1.6, 1.8))
+
+
+def case_topologies(args: argparse.Namespace) -> Iterator[Row]:
+    """The same with two workers that compute gradients as well: a round of both for each minibatch."""
+    yield from _halfcheetah(args, "topologies", ("one", "gradients", "decentralised"), None)
+
+
+def _halfcheetah(
+    args: argparse.Namespace, case: str, ours: tuple[str, ...], bars: tuple[float, float] | None
+) -> Iterator[Row]:
+    """Alternations of all; one beside which others used more than a tenth of a core is made again.
+
+    The bound is what the parts come to that one process takes: collection by two at once, learning as it is.
+    """
     setting = ["HalfCheetahBulletEnv-v0", *map(str, (8, args.rollout, 256, 4, args.rounds))]
-    ours, theirs = str(HERE / "peers" / "throughput_fnrl.py"), str(HERE / "peers" / "throughput_sb3.py")
-    commands = {
-        "one process": [sys.executable, ours, *setting],
-        "two collectors": [sys.executable, ours, *setting, "2"],
-        **{kind: [peer_python("sb3", [SB3]), theirs, *setting, kind] for kind in ("dummy", "subproc")},
-    }
-    rates: dict[str, list[float]] = {name: [] for name in commands}
-    for i in range(args.repeats):
+    here, there = str(HERE / "peers" / "throughput_fnrl.py"), str(HERE / "peers" / "throughput_sb3.py")
+    commands = {name: [sys.executable, here, *setting, *name.split()] for name in ours}
+    if bars:
+        commands |= {kind: [peer_python("sb3", [SB3]), there, *setting, kind] for kind in ("dummy", "subproc")}
+    found: list[dict[str, Any]] = []
+    for i in range(3 * args.repeats):
+        took, used = {}, besides()
         for name in [*commands][:: 1 if i % 2 == 0 else -1]:
             out = subprocess.run(commands[name], check=True, env=one_thread(), capture_output=True, text=True).stdout
-            took = json.loads(out.strip().splitlines()[-1])
-            rates[name].append(took["steps"] / took["seconds"])
-        print(f"  {i}: " + ", ".join(f"{name} {r[-1]:.0f}" for name, r in rates.items()), flush=True)
-    best = [max(pair) for pair in zip(rates["dummy"], rates["subproc"], strict=True)]
-    for what, others, bar in (
-        ("one process", rates["one process"], 1.6),
-        ("stable-baselines3's best vector", best, 1.8),
-    ):
-        ratios = [a / b for a, b in zip(rates["two collectors"], others, strict=True)]
-        spread = f"[{min(ratios):.2f}, {max(ratios):.2f}]"
-        yield Row("halfcheetah", f"two collectors over {what} {spread}", statistics.median(ratios), bar, True, rates)
+            took[name] = json.loads(out.strip().splitlines()[-1])
+        others = used()
+        rates = {name: t["steps"] / t["seconds"] for name, t in took.items()}
+        told = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
+        print(f"  {told} steps/s; others used {others:.2f} cores", flush=True)
+        if others <= 0.1:
+            found.append({**took, "steps/s": rates, "others": others})
+        if len(found) == args.repeats:
+            break
+    if not found:
+        raise SystemExit(f"{case}: the machine was never quiet")
+    one, *two = ours
+    for name in two:
+        ratios = [f["steps/s"][name] / f["steps/s"][one] for f in found]
+        yield ratio(case, f"{name} over one process", ratios, bars and bars[0], True, found)
+        if bars:
+            best = [f["steps/s"][name] / max(f["steps/s"][k] for k in ("dummy", "subproc")) for f in found]
+            yield ratio(case, f"{name} over stable-baselines3's best vector", best, bars[1], True, None)
+        yield Row(case, f"{name}, steps/s", statistics.median(f["steps/s"][name] for f in found))
+    yield Row(case, f"{one}, steps/s", statistics.median(f["steps/s"][one] for f in found))
+    if bars:
+        bounds = [f[one]["seconds"] / (f[one]["seconds"] - f[one]["time/collect"] / 2) for f in found]
+        yield Row(case, "bound: collection halved, the rest as it is", statistics.median(bounds))
 
 
 def case_round(args: argparse.Namespace) -> Iterator[Row]:
@@ -211,47 +247,37 @@ def case_weights(args: argparse.Namespace) -> Iterator[Row]:
 
 def proportional(root: int) -> float:
     """MB of the proportional set sizes of a process and all below it; the object store is shared memory of these."""
-    parents = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(path.parent.name)] = int(path.read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            continue
-    family, new = {root}, {root}
-    while new:
-        new = {p for p, parent in parents.items() if parent in new} - family
-        family |= new
     total = 0
-    for pid in family:
-        try:
+    for pid in family(root):
+        with contextlib.suppress(OSError):
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(x.split()[1]) for x in lines if x.startswith("Pss:"))
+            total += sum(int(x.split()[1]) for x in lines if x.startswith("Pss:"))
     return total / 1e3
 
 
-def case_memory(args: argparse.Namespace) -> Iterator[Row]:
-    """Proportional set size of driver, cells and object store: growth from a fifth of the rounds to their end."""
-    schemes = {
-        "synchronous collectors": (centralised(gradients(synchronous(collect, 2))), 0.0),
-        "synchronous gradients": (centralised(synchronous(gradients(collect), 2)), 0.0),
-        "asynchronous collectors": (centralised(gradients(asynchronous(collect, 2))), 0.0),
-        "asynchronous gradients": (centralised(asynchronous(gradients(collect), 2)), 0.0),
-        "fast collectors, slow learner": (centralised(gradients(asynchronous(collect, 2))), 0.02),
-    }
-    parts = parts_of(fnrl.envs.CartPole(num_envs=16), 16, width=128)
-    for name, (topology, pause) in schemes.items():
+def memory(name: str, topology: Any, pause: float = 0.0) -> Any:
+    """A scheme whose driver sleeps `pause` seconds after every update."""
+    case = f"memory-{name}"
+
+    def run(args: argparse.Namespace) -> Iterator[Row]:
+        parts = parts_of(fnrl.envs.CartPole(num_envs=16), 16, width=128)
         scheme = fnrl.Scheme(parts, topology, executor=cells())
-        state, first = scheme.init(fnrl.key(0)), 0.0
+        state, marks = scheme.init(fnrl.key(0)), list[float]()
         for i in range(args.memory_rounds):
-            if i == args.memory_rounds // 5:
-                first = proportional(os.getpid())
+            if 5 * i % args.memory_rounds == 0:
+                marks.append(proportional(os.getpid()))
             state, _ = scheme.step(state)
             time.sleep(pause)
-        last = proportional(os.getpid())
+        marks.append(proportional(os.getpid()))
         scheme.close(state)
-        yield Row("memory", f"{name}: growth", last / first - 1.0, 0.05, False, {"first": first, "last": last})
+        yield Row(case, "growth from a fifth of the rounds on", marks[-1] / marks[1] - 1.0, 0.05, False, marks)
+
+    run.__doc__ = f"{topology}: growth of the proportional set size of driver, cells and object store"
+    return run
+
+
+MEMORY = {name: (topology,) for name, topology in TWELVE.items() if name != "one-central"}
+MEMORY["slow-learner"] = centralised(gradients(asynchronous(collect, 2))), 0.02
 
 
 if __name__ == "__main__":
@@ -260,14 +286,16 @@ if __name__ == "__main__":
         {
             "waiting": case_waiting,
             "halfcheetah": case_halfcheetah,
+            "compiled": case_compiled,
+            "topologies": case_topologies,
             "round": case_round,
             "weights": case_weights,
-            "memory": case_memory,
+            **{f"memory-{name}": memory(name, *how) for name, how in MEMORY.items()},
         },
         workers={"type": int, "nargs": "+", "default": [1, 2, 4, 8, 16, 32], "help": "of `waiting`"},
         steps={"type": int, "default": 25, "help": "of a rollout of `waiting`"},
         rollout={"type": int, "default": 256, "help": "steps of a rollout of `halfcheetah`"},
         rounds={"type": int, "default": 5, "help": "that are measured"},
-        repeats={"type": int, "default": 5, "help": "alternations of `halfcheetah`"},
-        memory_rounds={"type": int, "default": 1000, "help": "rounds of `memory`"},
+        repeats={"type": int, "default": 5, "help": "quiet alternations of `halfcheetah` and the like"},
+        memory_rounds={"type": int, "default": 1000, "help": "rounds of `memory-*`"},
     )

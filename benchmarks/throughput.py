@@ -38,7 +38,7 @@ def alternate(args: argparse.Namespace, env: str, envs: int, steps: int, batch: 
     return pairs
 
 
-def ratio(case: str, what: str, values: list[float], bar: float, above: bool, detail: Any) -> Row:
+def ratio(case: str, what: str, values: list[float], bar: float | None, above: bool, detail: Any) -> Row:
     """The median of ratios, its spread in the name."""
     return Row(case, f"{what} [{min(values):.2f}, {max(values):.2f}]", statistics.median(values), bar, above, detail)
 

@@ -1,6 +1,7 @@
-"""fnrl's side of the throughput benchmark: `ENV ENVS STEPS BATCH EPOCHS ROLLOUTS [WORKERS]` -> one line of JSON.
+"""fnrl's side of the throughput benchmark: `ENV ENVS STEPS BATCH EPOCHS ROLLOUTS [WHERE] [compiled]` -> a line of JSON.
 
-With WORKERS, so many collectors in Ray cells share the environments.
+WHERE is `one` (process), or what two Ray cells do, which share the environments: `collectors`; `gradients`, computed on
+half of each minibatch and averaged; or `decentralised`, where they apply the average as well.
 """
 
 import json
@@ -13,10 +14,10 @@ from timed import INSIDE, Timed, peak_memory
 import fnrl
 
 name, (envs, steps, batch, epochs, rollouts) = sys.argv[1], map(int, sys.argv[2:7])
-workers = int(sys.argv[7]) if sys.argv[7:] else 0
+where = [*sys.argv[7:], "one"][0]
 torch.set_num_threads(1)
 normalise = name != "CartPole-v1"
-env = fnrl.envs.gym(name, num_envs=envs // max(workers, 1), wrappers=(Timed,))
+env = fnrl.envs.gym(name, num_envs=envs if where == "one" else envs // 2, wrappers=(Timed,))
 parts = fnrl.Parts(
     env,
     fnrl.OnPolicyActorCritic(env.spec),
@@ -25,14 +26,21 @@ parts = fnrl.Parts(
     normalise_obs=fnrl.NormaliseObs() if normalise else None,
     scale_reward=fnrl.ScaleReward() if normalise else None,
 )
-node = fnrl.synchronous(fnrl.collect, workers) if workers else fnrl.collect
-executor = fnrl.Ray() if workers else fnrl.Inline()
-scheme = fnrl.Scheme(parts, fnrl.centralised(fnrl.gradients(node)), executor)
+collect, gradients, synchronous = fnrl.collect, fnrl.gradients, fnrl.synchronous
+topology = {
+    "one": lambda: fnrl.centralised(gradients(collect)),
+    "collectors": lambda: fnrl.centralised(gradients(synchronous(collect, 2))),
+    "gradients": lambda: fnrl.centralised(synchronous(gradients(collect), 2)),
+    "decentralised": lambda: fnrl.decentralised(gradients(collect), 2),
+}[where]()
+executor = fnrl.Inline() if where == "one" else fnrl.Ray()
+scheme = fnrl.Scheme(parts, topology, executor, compile="compiled" in sys.argv)
 updates = parts.algo.plan.updates
 state, _ = scheme.step(scheme.init(fnrl.key(0)), updates)  # warm-up
 begin, inside = time.perf_counter(), INSIDE[0]
-state, _ = scheme.step(state, updates * rollouts)
+state, info = scheme.step(state, updates * rollouts)
 seconds = time.perf_counter() - begin
 took = {"steps": envs * steps * rollouts, "seconds": seconds, "simulator": INSIDE[0] - inside, "memory": peak_memory()}
+took |= {name: spent for name, spent in info.report.items() if name.startswith("time/")}
 scheme.close(state)
 print(json.dumps(took))
