@@ -1,4 +1,9 @@
-"""Throughput against stable-baselines3 and JAX: the same settings, alternated in one run, one thread a process.
+"""Throughput against stable-baselines3 and JAX: the same settings, alternated in one run.
+
+A process of fnrl or of stable-baselines3 has one thread, JAX as many as it likes; each side has the whole machine, two
+cores. Many seeds of fnrl are two shards, a process each (`fnrl.sharded`, on Ray). JAX is measured in its two ways:
+seeds vmapped (`jax`), and that split over two host devices by `jax.shard_map` (`jax, two devices`). stable-baselines3
+trains one seed after another, and on MuJoCo two at a time.
 
 Ratios are medians over `--repeats` alternations, with their spread. "Outside the simulator" is wall time less the time
 spent inside the simulator's own `step` and `reset`, measured by the same wrapper in both. Every process has a time
@@ -68,14 +73,17 @@ def case_halfcheetah(args: argparse.Namespace) -> Iterator[Row]:
 Command = list[str]
 
 
-def ours(work: str, seeds: int, plans: int, how: str = "compiled", python: str = sys.executable) -> Command:
-    """fnrl's process."""
-    return [python, str(HERE / "peers" / "lanes_fnrl.py"), work, str(seeds), str(plans), how]
+def ours(
+    work: str, seeds: int, plans: int, how: str = "compiled", python: str = sys.executable, shards: int = 1
+) -> Command:
+    """fnrl's process, with others for its shards if there are several."""
+    return [python, str(HERE / "peers" / "lanes_fnrl.py"), work, *map(str, (seeds, plans, how, shards))]
 
 
-def in_jax(seeds: int, rollouts: int) -> Command:
+def in_jax(seeds: int, rollouts: int, devices: int = 1) -> Command:
     """That of PPO jitted whole."""
-    return [peer_python("jax", JAX, torch=False), str(HERE / "peers" / "throughput_jax.py"), str(seeds), str(rollouts)]
+    script = HERE / "peers" / "throughput_jax.py"
+    return [peer_python("jax", JAX, torch=False), str(script), *map(str, (seeds, rollouts, devices))]
 
 
 def in_sb3(env: str, envs: int, steps: int, batch: int, rollouts: int, python: str | None = None) -> Command:
@@ -121,7 +129,7 @@ def rates(args: argparse.Namespace, what: str, sides: dict[str, list[Command]]) 
     return told
 
 
-def against(case: str, what: str, mine: list[float], theirs: list[float], bar: float) -> Iterator[Row]:
+def against(case: str, what: str, mine: list[float], theirs: list[float], bar: float | None) -> Iterator[Row]:
     """The row of a ratio and its figures; none where the peer gave nothing, one that falls short where fnrl did."""
     pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if b > 0.0]
     if not pairs:
@@ -132,19 +140,21 @@ def against(case: str, what: str, mine: list[float], theirs: list[float], bar: f
 
 def case_lanes_jax(args: argparse.Namespace) -> Iterator[Row]:
     """PPO on pure CartPole, 4 x 128, compiled, against the same jitted whole in JAX: 1, 8 and 32 seeds."""
-    for seeds, bar in ((1, 0.3), (8, 0.8)):
-        plans = 60 if seeds == 1 else 20
-        told = rates(args, "steps", {"fnrl": [ours("cartpole", seeds, plans)], "jax": [in_jax(seeds, plans)]})
-        yield from against("lanes-jax", f"{seeds} seeds: steps/s over jax", told["fnrl"], told["jax"], bar)
-    sides = {"fnrl": [ours("cartpole", 32, 10)], **{str(n): [in_jax(n, 10)] for n in (8, 16, 32)}}
-    told = rates(args, "steps", sides)
-    best = [max(each) for each in zip(*(told[n] for n in ("8", "16", "32")), strict=True)]
-    yield from against("lanes-jax", "32 seeds: steps/s over jax at its best", told["fnrl"], best, 1.2)
+    told = rates(args, "steps", {"fnrl": [ours("cartpole", 1, 60)], "jax": [in_jax(1, 60)]})
+    yield from against("lanes-jax", "1 seed: steps/s over jax", told["fnrl"], told["jax"], 0.3)
+    for seeds, plans, counts, bar in ((8, 40, (8,), 0.8), (32, 20, (8, 16, 32), 1.2)):
+        name = f"{seeds} seeds: steps/s over jax" + (" at its best" if len(counts) > 1 else "")
+        peers = {d: {f"jax {n} x{d}": [in_jax(n, plans, d)] for n in counts} for d in (1, 2)}
+        sides = {"fnrl": [ours("cartpole", seeds, plans, shards=2)], **peers[1], **peers[2]}
+        told = rates(args, "steps", sides)
+        vmapped, split = ([max(r) for r in zip(*(told[n] for n in peers[d]), strict=True)] for d in (1, 2))
+        yield from against("lanes-jax", name, told["fnrl"], vmapped, bar)
+        yield from against("lanes-jax", f"{name}, two devices", told["fnrl"], split, None)
 
 
 def case_lanes_sb3(args: argparse.Namespace) -> Iterator[Row]:
     """The same against stable-baselines3, whose seeds run one after another: 1 and 32 seeds."""
-    sides = {"one": [ours("cartpole", 1, 60)], "many": [ours("cartpole", 32, 10)]}
+    sides = {"one": [ours("cartpole", 1, 60)], "many": [ours("cartpole", 32, 20, shards=2)]}
     told = rates(args, "steps", {**sides, "sb3": [in_sb3("CartPole-v1", 4, 128, 128, 10)]})
     yield from against("lanes-sb3", "1 seed: steps/s over stable-baselines3", told["one"], told["sb3"], 8.0)
     yield from against("lanes-sb3", "32 seeds: steps/s over stable-baselines3", told["many"], told["sb3"], 40.0)

@@ -1,7 +1,8 @@
-"""PPO on CartPole jitted whole in JAX, in the manner of PureJaxRL: `SEEDS ROLLOUTS` -> one line of JSON.
+"""PPO on CartPole jitted whole in JAX, in the manner of PureJaxRL: `SEEDS ROLLOUTS [DEVICES]` -> one line of JSON.
 
 4 environments x 128 steps, 4 epochs x 4 minibatches, 2 x 64 tanh for policy and value each, Adam, gradients clipped at
-0.5: what fnrl's side does. Seeds are `jax.vmap`. XLA is held to one thread, as torch is.
+0.5: what fnrl's side does. Seeds are `jax.vmap`, and over several host DEVICES `jax.shard_map` of it. XLA takes as many
+threads as it likes.
 """
 
 import json
@@ -9,7 +10,8 @@ import os
 import sys
 import time
 
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+seeds, rollouts, devices = (*map(int, sys.argv[1:]), 1)[:3]
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
@@ -119,12 +121,17 @@ def rollout(carry, _):
     return (params, opt, env, key), done.sum()
 
 
-seeds, rollouts = map(int, sys.argv[1:])
-run = jax.jit(jax.vmap(lambda carry: jax.lax.scan(rollout, carry, None, rollouts)))
+run = jax.vmap(lambda carry: jax.lax.scan(rollout, carry, None, rollouts))
 carry = jax.vmap(init)(jax.vmap(jax.random.key)(jnp.arange(seeds)))
+if devices > 1:
+    mesh, split = jax.make_mesh((devices,), ("seeds",)), jax.sharding.PartitionSpec("seeds")
+    run = jax.shard_map(run, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+    carry = jax.device_put(carry, jax.sharding.NamedSharding(mesh, split))
+run = jax.jit(run)
 begin = time.perf_counter()
 carry, ended = jax.block_until_ready(run(carry))
 first = time.perf_counter() - begin
+carry, ended = jax.block_until_ready(run(carry))  # what it has returned lies elsewhere than what it was first given
 begin, cpu = time.perf_counter(), time.process_time()
 carry, ended = jax.block_until_ready(run(carry))
 seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
