@@ -122,10 +122,11 @@ class Scheme:
         if updates < 1:
             raise ValueError(f"step(updates={updates}): expected at least 1")
         run, infos, node, before = self._run(state), [], state.node, SPENT.seconds
-        for _ in range(updates):
-            node, _, info = self.topology.step(run, node)
+        at_once = {"updates": updates} if getattr(self.topology, "fuses", False) else {}
+        for _ in range(1 if at_once else updates):
+            node, _, info = self.topology.step(run, node, (), **at_once)
             infos.append(info)
-        info = infos[0] if updates == 1 else merge_infos(infos)
+        info = infos[0] if len(infos) == 1 else merge_infos(infos)
         if SPENT.seconds > before:
             info = dataclasses.replace(info, report={**info.report, "time/compile": SPENT.seconds - before})
         return self._with(state, node), info

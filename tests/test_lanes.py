@@ -338,6 +338,10 @@ def test_shards_have_the_bits_of_one_program(off_policy):
     a, b, c = (run(s, x, 6)[0] for s, x in ((whole, a), (split, b), (other, c)))
     assert same(whole.gather(a), split.gather(b))
     assert same(whole.gather(a), other.gather(c))
+    (a, said), (b, told) = whole.step(a, 9), split.step(b, 9)  # one round of calls
+    assert same(whole.gather(a), split.gather(b))
+    assert same((said.metrics, said.episodes), (told.metrics, told.episodes))
+    assert said.lags == told.lags
     few = split.select(b, [6, 0, 3, 1])
     assert same(lane(split.gather(run(split, few, 3)[0]), 2), lane(whole.gather(run(whole, a, 3)[0]), 3))
 

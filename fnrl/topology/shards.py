@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from fnrl import tree
 from fnrl.apply import declared, first_algo
 from fnrl.errors import CompositionError, DeadLaneWarning
+from fnrl.graphs import SPENT
 from fnrl.lift import Run
+from fnrl.merge import merge_infos
 from fnrl.parts import Parts
 from fnrl.record import host, record
 from fnrl.topology.base import fold, own, require, whole
@@ -23,10 +25,13 @@ from fnrl.types import Info, Tree, Weights
 
 @record
 class ShardOrder:
-    """What flows down to a shard: hyper-parameters that were set since its last step, or `()`."""
+    """What flows down to a shard: hyper-parameters that were set since its last step, or `()`; and how many updates it
+    is to do.
+    """
 
     hyper: Tree
     pinned: tuple[str, ...] = host(default=())
+    updates: int = host(default=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +49,16 @@ class Shard:
         return self.child.init(run, key)
 
     def step(self, run: Run, state: RootState, order: ShardOrder) -> tuple[RootState, RootState, Info]:
-        """One update of its lanes."""
+        """Some updates of its lanes; what is told of them is merged."""
         if order.hyper:
             state = _with_hyper(self.child, state, order.hyper, order.pinned)
-        state, _, info = self.child.step(run, state)
+        infos, before = [], SPENT.seconds
+        for _ in range(order.updates):
+            state, _, info = self.child.step(run, state)
+            infos.append(info)
+        info = infos[0] if len(infos) == 1 else merge_infos(infos)
+        if SPENT.seconds > before:
+            info = dataclasses.replace(info, report={**info.report, "time/compile": SPENT.seconds - before})
         return state, RootState(dataclasses.replace(state.algo, opt=()), (), state.pinned, state.settled), info
 
     def gather(self, run: Run, state: RootState) -> RootState:
@@ -81,6 +92,7 @@ class Sharded:
     child: Any
     workers: int
     produces: ClassVar[str] = "weights"
+    fuses: ClassVar[bool] = True  # several updates in one step
 
     def __post_init__(self) -> None:
         require("sharded", self.child, "weights")
@@ -113,10 +125,13 @@ class Sharded:
         algo = dataclasses.replace(first_algo(run, fold(run, key, 0)), opt=())
         return ShardedState(algo, made, ShardOrder(()))
 
-    def step(self, run: Run, state: ShardedState, weights: Any = ()) -> tuple[ShardedState, Weights, Info]:
-        """One update of every lane. Errors: NonFiniteError when no lane of a shard is left."""
+    def step(
+        self, run: Run, state: ShardedState, weights: Any = (), updates: int = 1
+    ) -> tuple[ShardedState, Weights, Info]:
+        """Some updates of every lane, in one round of calls. Errors: NonFiniteError when no lane of a shard is left."""
         runs, node = self._runs(run), Shard(self.child)
-        orders = _split(state.order, runs) if state.order.hyper else [state.order] * len(runs)
+        order = dataclasses.replace(state.order, updates=updates)
+        orders = _split(order, runs) if order.hyper else [order] * len(runs)
         pairs = zip(runs, state.shards, orders, strict=True)
         calls = [run.executor.submit(r, node, s, order) for r, s, order in pairs]
         shards, roots, infos = zip(*(run.executor.result(c) for c in calls), strict=True)
