@@ -117,9 +117,8 @@ def measure(commands: list[Command], limit: float, **variables: str) -> list[dic
 
 
 def rates(args: argparse.Namespace, what: str, sides: dict[str, list[Command]]) -> dict[str, list[float]]:
-    """`what` a second of each side, in `--repeats` alternations. One beside which other processes used more than a tenth
-    of a core is made again (unless processor time is compared), thrice as many in all; one with a side that gave
-    nothing is left out.
+    """`what` a second of each side, in `--repeats` alternations. One beside which other processes used more than a
+    tenth of a core is made again (unless processor time is compared), up to three times as many in all.
     """
     told: dict[str, list[float]] = {name: [] for name in sides}
     clock = "seconds" if args.clock == "wall" else "cpu"

@@ -1,8 +1,8 @@
 """fnrl's side of the benchmarks of lanes and of compilation: `WORK SEEDS PLANS eager|compiled [SHARDS]` -> JSON.
 
 The work is `cartpole` (PPO on the pure environment), `cheetah` (PPO on MuJoCo's HalfCheetah-v5), `sac` or `dqn`. Lanes
-of seeds where there are several; of `cheetah` and the off-policy works a plan is a rollout and what it earns. Over several SHARDS the lanes are sharded on
-Ray, and processor time is wall time times shards.
+of seeds where there are several; of `cheetah` and the off-policy works a plan is a rollout and what it earns. Over
+several SHARDS the lanes are sharded on Ray, and processor time is wall time times shards.
 """
 
 import dataclasses

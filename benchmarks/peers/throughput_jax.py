@@ -10,8 +10,7 @@ import os
 import sys
 import time
 
-seeds, rollouts, devices = (*map(int, sys.argv[1:]), 1)[:3]
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=" + [*sys.argv, "1"][3]
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
@@ -121,6 +120,7 @@ def rollout(carry, _):
     return (params, opt, env, key), done.sum()
 
 
+seeds, rollouts, devices = (*map(int, sys.argv[1:]), 1)[:3]
 run = jax.vmap(lambda carry: jax.lax.scan(rollout, carry, None, rollouts))
 carry = jax.vmap(init)(jax.vmap(jax.random.key)(jnp.arange(seeds)))
 if devices > 1:
