@@ -92,7 +92,8 @@ def _trace(f: Callable[..., Any], example: Sequence[Tensor]) -> tuple[torch.fx.G
     # no shape varies, but inductor's cache takes no graph without a ShapeEnv
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
     with torch.no_grad(), _compile_session_context(), mode:
-        fakes = [mode.from_tensor(x.contiguous()) for x in example]
+        # of tensors of their own: one that is given twice, as fresh parameters and their target are, would be one input
+        fakes = [mode.from_tensor(torch.empty(x.shape, dtype=x.dtype, device=x.device)) for x in example]
         return make_fx(f, decomposition_table=_RULES)(*fakes), fakes
 
 

@@ -9,6 +9,7 @@ import torch
 import fnrl
 from fnrl import graphs, tree
 from fnrl.spaces import Box, EnvSpec
+from fnrl.testing import probes
 
 
 def made(f, *xs):
@@ -35,6 +36,25 @@ def test_inputs_of_other_strides_are_no_other_inputs():
     graph = made(lambda a, b: (torch.tanh(a) @ b,), a, b)
     (out,) = graph([a.T.contiguous().T, b.T.contiguous().T])
     torch.testing.assert_close(out, torch.tanh(a) @ b)
+
+
+def test_inputs_that_were_the_same_tensor_need_not_stay_so():
+    a, b = torch.randn(3), torch.randn(3)
+    (out,) = made(lambda a, b: (a - 2.0 * b,), a, a)([a, b])
+    torch.testing.assert_close(out, a - 2.0 * b)
+
+
+def test_a_compiled_target_is_followed_and_is_not_the_parameters():
+    env, net = probes.ActionReward(num_envs=4, continuous=True), fnrl.MLP((8,))
+    parts = fnrl.Parts(
+        env, fnrl.OffPolicyActorCritic(env.spec, net, net), fnrl.SAC(batch=8, lr=0.01), fnrl.Replay(64, warmup=8)
+    )
+    topology = fnrl.centralised(fnrl.gradients(fnrl.collect))
+    eager, compiled = (fnrl.Scheme(parts, topology, compile=x) for x in (False, True))
+    a, _ = eager.step(eager.init(fnrl.key(0)), 12)
+    b, _ = compiled.step(compiled.init(fnrl.key(0)), 12)
+    for x, y in ((a.weights.params, b.weights.params), (a.weights.target, b.weights.target)):
+        torch.testing.assert_close(x.vector, y.vector, rtol=1e-4, atol=1e-5)
 
 
 def test_products_of_few_columns():
