@@ -66,6 +66,35 @@ _BITS: Values = {
     "actor.explore.epsilon": 0.2,
 }
 
+_PENDULUM: Values = {
+    "algo.lr": 1e-3,
+    "algo.gamma": 0.98,
+    "algo.batch": 128,
+    "storage.capacity": 200_000,
+    "storage.warmup": 1000,
+    "actor.policy.hidden": (64, 64),
+    "actor.critic.hidden": (64, 64),
+}
+
+_CARTPOLE_Q: Values = {
+    "algo.lr": "1e-3:0",
+    "algo.ratio": 0.5,
+    "algo.batch": 64,
+    "algo.target_every": 128,
+    "storage.capacity": 100_000,
+    "storage.steps": 16,
+    "storage.n_step": 3,
+}
+
+_BULLET_SAC: Values = {
+    "algo.lr": 7.3e-4,
+    "algo.gamma": 0.98,
+    "algo.tau": 0.02,
+    "storage.capacity": 300_000,
+    "storage.steps": 8,
+    "storage.warmup": 10_000,
+}
+
 # what an algorithm needs of the other parts, whatever the environment
 _PLAIN: Mapping[str, Values] = {
     "TD3": {"actor.stochastic": False, "actor.explore": "Gaussian"},
@@ -76,8 +105,9 @@ _PLAIN: Mapping[str, Values] = {
 # by environment and algorithm; the first algorithm is the environment's own
 PRESETS: Mapping[str, Mapping[str, Values]] = {
     "CartPole": {"PPO": _CARTPOLE},
-    "CartPole-v1": {"PPO": _CARTPOLE},
-    "HalfCheetahBulletEnv-v0": {"PPO": _BULLET},
+    "CartPole-v1": {"PPO": _CARTPOLE, "DQN": _CARTPOLE_Q},
+    "Pendulum-v1": {"SAC": _PENDULUM, "TD3": _PENDULUM, "DDPG": _PENDULUM},
+    "HalfCheetahBulletEnv-v0": {"PPO": _BULLET, "SAC": _BULLET_SAC},
     "AntBulletEnv-v0": {"PPO": _BULLET},
     "HopperBulletEnv-v0": {"PPO": _BULLET},
     "HumanoidBulletEnv-v0": {"PPO": _BULLET},

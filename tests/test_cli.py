@@ -125,11 +125,19 @@ def test_every_field_of_the_parts_is_an_option():
     ],
 )
 def test_off_policy_algorithms_bring_their_parts(words, algo, actor, monkeypatch):
-    spec = EnvSpec("Pendulum-v1", Box((3,)), Box((1,), -2.0, 2.0))
+    spec = EnvSpec("Untuned-v0", Box((3,)), Box((1,), -2.0, 2.0))
     monkeypatch.setattr("fnrl.envs.hosted.probe", lambda *_, **__: spec)
-    parts = made(f"--env Pendulum-v1 --algo {words} --storage.capacity 5e4 --storage.prioritised --storage.n_step 3")
+    parts = made(f"--env Untuned-v0 --algo {words} --storage.capacity 5e4 --storage.prioritised --storage.n_step 3")
     replay = fnrl.Replay(capacity=50_000, prioritised=fnrl.Prioritised(), n_step=3)
     assert parts == fnrl.Parts(parts.env, fnrl.OffPolicyActorCritic(spec, **actor), algo, replay)
+
+
+def test_a_preset_is_of_an_environment_and_an_algorithm():
+    parts = made("--env Pendulum-v1 --algo TD3 --algo.delay 3")
+    net = fnrl.MLP((64, 64), torch.relu)
+    actor = fnrl.OffPolicyActorCritic(parts.env.spec, net, net, stochastic=False, explore=fnrl.Gaussian())
+    algo = fnrl.TD3(lr=1e-3, gamma=0.98, batch=128, delay=3)
+    assert parts == fnrl.Parts(parts.env, actor, algo, fnrl.Replay(capacity=200_000))
 
 
 def test_dqn_on_the_command_line():
