@@ -17,6 +17,7 @@ from fnrl.errors import (
     DivergedError,
     EnvironmentFault,
     ExecutorError,
+    LagWarning,
     NonFiniteError,
     StaleStateError,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "Gaussian",
     "Hindsight",
     "Inline",
+    "LagWarning",
     "Learner",
     "Linear",
     "LogUniform",

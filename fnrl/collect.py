@@ -101,6 +101,7 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
         state.key,
         run.number(state.rollouts),
         weights.hyper,
+        run.places(parts.env.num_envs),
     )
     env_state, memory, rollout = _rolled(run, state, weights, *drawn)
     sound, bad = state.sound, _non_finite(run, state, rollout)
@@ -143,11 +144,18 @@ def _filled(run: Run, rollout: Rollout, steps: int) -> Rollout:
 
 
 def _draw(
-    env: Any, actor: Any, steps: int, anything: bool, key: Tensor, number: Tensor, hyper: dict[str, Tensor]
+    env: Any,
+    actor: Any,
+    steps: int,
+    anything: bool,
+    key: Tensor,
+    number: Tensor,
+    hyper: dict[str, Tensor],
+    places: Tensor,
 ) -> tuple[Tree, Tree]:
     """The noise of a rollout, `[T, N, ...]`: the actor's, and a pure environment's."""
     acting, stepping = random.split(random.fold_in(key, number)).unbind(0)
-    noise = actor.noise(acting, steps, env.num_envs, hyper, anything)
+    noise = actor.noise(acting, steps, env.num_envs, actor.placed(hyper, places), anything)
     return noise, env.noise(stepping, steps) if env.pure else ()
 
 

@@ -13,6 +13,10 @@ class DeadLaneWarning(UserWarning):
     """A lane of seeds turned non-finite and stands still from there on; the others go on."""
 
 
+class LagWarning(UserWarning):
+    """Most of what asynchronous workers make is dropped: it lags more than `max_lag` allows."""
+
+
 class EnvironmentFault(RuntimeError):
     """An environment raised, hung, died, or broke its own declaration (shape, dtype, seed).
 

@@ -33,11 +33,16 @@ class Run:
     copy: bool = True  # whether gather and restore copy rings, or share their memory
     which: tuple[int, ...] = ()  # the numbers of the lanes, where they aren't 0, 1, ...
     least: float | None = None  # the part of a rollout after which a collector may be stopped; None for never
+    place: tuple[int, int] = (0, 1)  # the number of this replica among all, through the levels, and how many they are
 
-    def child(self, i: int, least: float | None = None) -> "Run":
-        """The run of the i-th replica below this node; where two nodes may stop it, both their parts are made."""
+    def child(self, i: int, of: int | None = None, least: float | None = None) -> "Run":
+        """The run of the i-th of so many replicas below this node (`of` is None where each is a run of its own); where
+        two nodes may stop it, both their parts are made.
+        """
         least = self.least if least is None else max(least, self.least or 0.0)
-        return dataclasses.replace(self, path=(*self.path, i), least=least)
+        number, among = self.place
+        place = self.place if of is None else (number * of + i, among * of)
+        return dataclasses.replace(self, path=(*self.path, i), place=place, least=least)
 
     @property
     def name(self) -> str:
@@ -67,6 +72,12 @@ class Run:
         method so.
         """
         return torch.full(() if self.lanes is None else (self.lanes,), n, device=self.device)
+
+    def places(self, n: int) -> Tensor:
+        """Where each of this replica's n environments stands among those of all, in [0, 1]: `[n]`, for each lane."""
+        number, among = self.place
+        at = torch.arange(number * n, number * n + n, device=self.device) / max(among * n - 1, 1)
+        return at if self.lanes is None else at.expand(self.lanes, n).contiguous()
 
     def over_lanes(self, make: Callable[[Tensor], T], key: Tensor) -> T:
         """`make(key)` for one key, or for each lane's key `[S, 2]` in a loop, stacked; made on the CPU, and moved to

@@ -2,10 +2,12 @@
 turns.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from test_schemes import ENV, parts, run
 import fnrl
 from fnrl import returns, schemes, tree
 from fnrl.cli import main
+from fnrl.lift import Run
 from fnrl.testing import Shuffled, check_storage
 from fnrl.topology import asynchronous, centralised, collect, gradients, synchronous
 
@@ -55,8 +58,21 @@ def test_max_lag_is_strict():
     assert with_choice != list(range(len(with_choice)))  # what could not be otherwise is no choice
     for max_lag in (0, 3, 9):
         scheme = fnrl.Scheme(parts(), centralised(gradients(asynchronous(collect, 3, max_lag=max_lag))), Shuffled(1))
-        _, infos = run(scheme, scheme.init(fnrl.key(0)), 24)
+        with pytest.warns(fnrl.LagWarning) if max_lag < 9 else contextlib.nullcontext():
+            _, infos = run(scheme, scheme.init(fnrl.key(0)), 24)
         assert max(lags(infos, "collection_lag")) <= max_lag
+
+
+def test_a_limit_that_drops_most_of_the_work_is_told_once():
+    scheme = fnrl.Scheme(parts(), centralised(gradients(asynchronous(collect, 3, max_lag=1))))
+    with pytest.warns(fnrl.LagWarning, match=r"max_lag=1\): of 16 products 12 .* are 12 versions old") as told:
+        state, _ = run(scheme, scheme.init(fnrl.key(0)), 60)
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(scheme, scheme.restore(scheme.gather(state)), 20)
+        wide = fnrl.Scheme(parts(), centralised(gradients(asynchronous(collect, 3, max_lag=12))))
+        run(wide, wide.init(fnrl.key(0)), 60)
 
 
 def test_vtrace_is_told_the_present_policy():
@@ -177,6 +193,36 @@ def test_collectors_that_fill_one_ring_by_turns_keep_their_successors_apart():
     assert tree.different_bits(scheme.gather(a), scheme.gather(b)) == []
     with pytest.raises(fnrl.CompositionError, match=r"collectors take turns in the ring: pass frames=None"):
         dataclasses.replace(replay, frames=fnrl.Frames(count=2)).check_interleaved()
+
+
+def test_every_environment_explores_as_far_as_its_place_says():
+    n, spread = 3, 7.0
+    places = torch.cat([Run(None, None).child(i, 2).child(j, 2).places(n) for i in range(2) for j in range(2)])
+    explore = fnrl.EpsilonGreedy(epsilon=0.4, spread=spread)
+    found = explore.placed({"epsilon": torch.tensor(0.4)}, places)["epsilon"]
+    want = [0.4 ** (1 + spread * i / (4 * n - 1)) for i in range(4 * n)]  # arXiv 1803.00933, section 4
+    torch.testing.assert_close(found, torch.tensor(want))
+    assert Run(None, None, lanes=2).child(1, 2).places(1).tolist() == [[1.0], [1.0]]
+    assert Run(None, None).places(1).tolist() == [0.0]
+    alike = {"epsilon": torch.tensor(0.4)}
+    assert fnrl.EpsilonGreedy().placed(alike, places) is alike
+
+
+@pytest.mark.parametrize("lanes", [None, 2])
+def test_the_last_collector_of_ape_x_is_all_but_greedy(lanes):
+    env = fnrl.envs.CartPole(num_envs=1)
+    explore = fnrl.EpsilonGreedy(epsilon=0.9, spread=200.0)  # 0.9 and 6e-10
+    actor = fnrl.OffPolicyActorCritic(env.spec, None, fnrl.MLP((8,)), critics=1, explore=explore)
+    ours = fnrl.Parts(env, actor, fnrl.DQN(batch=8, ratio=0.5), fnrl.Replay(capacity=64, steps=32, warmup=32))
+    scheme = fnrl.Scheme(ours, centralised(gradients(synchronous(collect, 2))))
+    state = scheme.init(fnrl.key(0) if lanes is None else fnrl.seeds(lanes))
+    run_, weights = scheme._run(state), dataclasses.replace(state.weights, version=1)
+    _, rollout, _ = synchronous(collect, 2).step(run_, state.node.child.child, weights)
+    steps = rollout.steps if lanes is None else tree.index(rollout.steps, 1)
+    params = weights.params if lanes is None else tree.index(weights.params, 1)
+    greedy = actor.q(params, actor.features(params, steps.obs.flatten(0, 1)))[0].argmax(-1).reshape(32, 2)
+    assert float((steps.action != greedy).float().mean(0)[0]) > 0.25
+    assert torch.equal(steps.action[:, 1], greedy[:, 1])
 
 
 def test_a_learner_records_and_the_record_replays(tmp_path):

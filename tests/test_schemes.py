@@ -167,3 +167,14 @@ def test_any_order_is_pure_resumes_and_replays(topology, seed, n, m):
     replay = fnrl.Scheme(parts(), topology, fnrl.Recorded(choices))
     again, _ = run(replay, replay.init(fnrl.key(seed)), n + m)
     assert tree.different_bits(again.node.algo, end.node.algo) == []
+
+
+def test_a_topology_prints_as_it_is_written():
+    for topology in (
+        asynchronous(collect, 2, max_lag=1),
+        asynchronous(collect, 2, max_lag=0),
+        synchronous(collect, 2, quorum=0.5, samples=0.25),
+        decentralised(gradients(collect), 2, check_every=1),
+        *TWELVE,
+    ):
+        assert eval(repr(topology)) == topology

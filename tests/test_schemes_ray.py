@@ -95,6 +95,16 @@ def test_a_cell_that_is_lost_chooses_again_as_it_did():
     assert_replays(parts, topology, first + rest, gathered, 26)
 
 
+def test_what_a_cell_warns_of_is_told_by_the_driver():
+    topology = centralised(synchronous(gradients(asynchronous(collect, 2, max_lag=0)), 1))
+    scheme = fnrl.Scheme(on_policy(), topology, on_ray())
+    state = scheme.init(fnrl.key(0))
+    with pytest.warns(fnrl.LagWarning, match="products 8 were dropped") as told:
+        state, _ = run(scheme, state, 50)
+    scheme.close(state)
+    assert len(told) == 1
+
+
 def test_decentralised_cells_hold_the_bits_of_one_process():
     parts = on_policy()
     there = fnrl.Scheme(parts, decentralised(gradients(collect), 2, check_every=1), on_ray())

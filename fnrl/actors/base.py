@@ -18,6 +18,12 @@ class Actor:
     spec: EnvSpec
     torso: Network | None
 
+    def placed(self, hyper: dict[str, Tensor], places: Tensor) -> dict[str, Tensor]:
+        """The hyper-parameters with which noise is drawn for environments that stand at `places [N]`, in [0, 1], among
+        those of all workers: here the same for all.
+        """
+        return hyper
+
     def env_action(self, action: Tensor) -> Tensor:
         """The environment's action: Discrete counted from `start`; Box clipped to [-1, 1] and scaled, if it has
         bounds, and rounded, if it takes integers.

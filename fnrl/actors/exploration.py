@@ -26,6 +26,10 @@ class Exploration:
         """Probability of a random action in the place of the actor's."""
         return 0.0
 
+    def placed(self, hyper: Hyper, places: Tensor) -> Hyper:
+        """The hyper-parameters of environments that stand at `places [N]`, in [0, 1], among those of all workers."""
+        return hyper
+
     def scale(self, draw: Tensor, hyper: Hyper) -> Tensor:
         """Standard normals `[..., A]` in the units of `explore`."""
         return draw
@@ -77,7 +81,11 @@ class OrnsteinUhlenbeck(Exploration):
 
 @component
 class EpsilonGreedy(Exploration):
-    """A random action with probability epsilon: of any kind."""
+    """A random action with probability epsilon: of any kind.
+
+    With `spread` (Ape-X, arXiv 1803.00933, takes 7, and epsilon 0.4) each environment has its own, from epsilon down:
+    epsilon_i = epsilon^(1 + spread i / (N - 1)), i = 0 ... N - 1 through the environments of all workers.
+    """
 
     continuous: ClassVar[bool] = False
 
@@ -85,6 +93,14 @@ class EpsilonGreedy(Exploration):
         default=Linear(1.0, 0.05, steps=10_000), high=1.0, help="probability of a random action"
     )
 
+    spread: float = setting(default=0.0, low=0.0, help="how much less the last environment explores; 0 for alike")
+
+    def placed(self, hyper: Hyper, places: Tensor) -> Hyper:
+        """`epsilon [N]`, if it is spread."""
+        if self.spread == 0.0:
+            return hyper
+        return {**hyper, "epsilon": hyper["epsilon"] ** (1.0 + self.spread * places)}
+
     def chance(self, hyper: Hyper) -> Tensor:
-        """epsilon."""
+        """epsilon, of all environments or `[N]`."""
         return hyper["epsilon"]

@@ -97,6 +97,10 @@ class OffPolicyActorCritic(Actor):
         """What exploration carries through an episode, `[n, H]`."""
         return torch.zeros(n, self.explore.memory(self.actions) if self.explore else 0)
 
+    def placed(self, hyper: dict[str, Tensor], places: Tensor) -> dict[str, Tensor]:
+        """As the exploration has it."""
+        return hyper if self.explore is None else self.explore.placed(hyper, places)
+
     def noise(self, key: Tensor, steps: int, n: int, hyper: Tree = (), anything: bool = False) -> ActionNoise:
         """What `act` needs for `steps` steps of `n` environments, `[T, N, ...]`; with `anything`, random actions."""
         keys, size, discrete = random.split(key, 4), self.actions, isinstance(self.spec.action, Discrete)

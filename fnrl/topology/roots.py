@@ -196,9 +196,9 @@ class Decentralised:
         self._round()
 
     def __repr__(self) -> str:
-        every = self.check_every if self.check_every != 100 else None
-        options = told(quorum=self.quorum, samples=self.samples, check_every=every)
-        return f"decentralised({self.child!r}, workers={self.workers}{options})"
+        options = told(quorum=self.quorum, samples=self.samples)
+        every = f", check_every={self.check_every}" if self.check_every != 100 else ""
+        return f"decentralised({self.child!r}, workers={self.workers}{options}{every})"
 
     def _round(self) -> Round:
         return round_of("decentralised", self.workers, self.quorum, self.samples)

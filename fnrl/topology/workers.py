@@ -3,19 +3,22 @@
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from fnrl.collect import cut
-from fnrl.errors import CompositionError
+from fnrl.errors import CompositionError, LagWarning
 from fnrl.lift import Run
 from fnrl.merge import merge_infos, merge_rollouts, merge_updates
 from fnrl.parts import Parts
 from fnrl.record import host, record
 from fnrl.topology.base import as_many, fold, own, require, whole
 from fnrl.types import Choice, Info, Landed, Tree, Weights
+
+_TOLD = 4  # products that are dropped for each worker, before it is told that most are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Round:
     def runs(self, run: Run) -> list[Run]:
         """The surroundings of each replica."""
         least = self.samples if self.enough < self.workers else None
-        return [run.child(i, least) for i in range(self.workers)]
+        return [run.child(i, self.workers, least) for i in range(self.workers)]
 
     def init(self, run: Run, node: Any, key: Tensor) -> tuple[Any, ...]:
         """Replicas with keys of their own."""
@@ -81,9 +84,9 @@ def round_of(outer: str, workers: int, quorum: float, samples: float) -> Round:
     return Round(workers, quorum, samples)
 
 
-def told(**options: Any) -> str:
-    """`, name=value` for each option that isn't None or 1.0."""
-    return "".join(f", {n}={v!r}" for n, v in options.items() if v is not None and v != 1.0)
+def told(**options: float) -> str:
+    """`, name=value` for each option that isn't 1.0."""
+    return "".join(f", {n}={v!r}" for n, v in options.items() if v != 1.0)
 
 
 # -- synchronous ----------------------------------------------------------------------------------------------------
@@ -182,6 +185,7 @@ class AsynchronousState:
     workers: tuple[int, ...] = host(default=())
     versions: tuple[int, ...] = host(default=())
     taken: int = host(default=0)
+    dropped: int = host(default=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +208,8 @@ class Asynchronous:
             )
 
     def __repr__(self) -> str:
-        return f"asynchronous({self.child!r}, workers={self.workers}{told(max_lag=self.max_lag)})"
+        limit = "" if self.max_lag is None else f", max_lag={self.max_lag}"
+        return f"asynchronous({self.child!r}, workers={self.workers}{limit})"
 
     @property
     def produces(self) -> str:
@@ -226,10 +231,13 @@ class Asynchronous:
                 "or use synchronous(...)"
             )
 
+    def _at(self, run: Run, i: int) -> Run:
+        return run.child(i, self.workers)
+
     def init(self, run: Run, key: Tensor) -> AsynchronousState:
         """Replicas with keys of their own, at rest."""
         workers = range(self.workers)
-        states = tuple(run.executor.init(run.child(i), self.child, fold(run, key, i)) for i in workers)
+        states = tuple(run.executor.init(self._at(run, i), self.child, fold(run, key, i)) for i in workers)
         return AsynchronousState(states, ())
 
     def step(self, run: Run, state: AsynchronousState, weights: Weights) -> tuple[AsynchronousState, Any, Info]:
@@ -240,10 +248,27 @@ class Asynchronous:
             state, product = self._take(run, state, weights.version, infos)
             if self.produces == "rollouts":  # a collector goes on at once; a gradient worker gets what it led to
                 state, product = self._submit(run, state, weights, infos), cut(run, product)
-            if self.max_lag is None or weights.version - product.version <= self.max_lag:
+            lag = weights.version - product.version
+            if self.max_lag is None or lag <= self.max_lag:
                 return state, product, merge_infos(infos)
             infos.append(Info({}, (), {"scheme/dropped": 1}))
-            state = self._submit(run, state, weights, infos)
+            state = self._submit(run, self._dropped(run, state, lag), weights, infos)
+
+    def _dropped(self, run: Run, state: AsynchronousState, lag: int) -> AsynchronousState:
+        """One more product is lost; that most are is told once."""
+        dropped = state.dropped + 1
+        if dropped == _TOLD * self.workers and 2 * dropped >= state.taken:
+            steady = self.workers - 1
+            if self.produces == "rollouts":
+                steady = self.workers * run.parts.storage.updates(run.parts.algo.plan, self.envs(run.parts))
+            warnings.warn(
+                f"{self!r}: of {state.taken} products {dropped} were dropped, the last one {lag} versions old. With "
+                f"{self.workers} workers at one speed, products are {steady} versions old: raise max_lag to that, or "
+                "take fewer workers or fewer updates a plan",
+                LagWarning,
+                stacklevel=4,
+            )
+        return dataclasses.replace(state, dropped=dropped)
 
     def _submit(self, run: Run, state: AsynchronousState, weights: Weights, infos: list[Info]) -> AsynchronousState:
         """Every worker at rest set to work with these weights."""
@@ -252,14 +277,19 @@ class Asynchronous:
             return state
         calls = []
         for i in idle:
-            call = run.executor.submit(run.child(i), self.child, state.resting[i], weights)
+            call = run.executor.submit(self._at(run, i), self.child, state.resting[i], weights)
             if isinstance(call, Landed):  # its time has passed already; what is kept has no times
                 infos.append(Info({}, (), call.info.report))
                 call = _untimed(call)
             calls.append(call)
         versions = (*state.versions, *(weights.version for _ in idle))
         return AsynchronousState(
-            ((),) * self.workers, (*state.calls, *calls), (*state.workers, *idle), versions, state.taken
+            ((),) * self.workers,
+            (*state.calls, *calls),
+            (*state.workers, *idle),
+            versions,
+            state.taken,
+            state.dropped,
         )
 
     def _take(
@@ -275,7 +305,7 @@ class Asynchronous:
         infos += [info, Info({}, (), waited, choices=choices)]
         calls, workers, versions = ((*xs[:at], *xs[at + 1 :]) for xs in (state.calls, state.workers, state.versions))
         resting = tuple(after if i == state.workers[at] else s for i, s in enumerate(state.resting))
-        return AsynchronousState(resting, calls, workers, versions, state.taken + 1), product
+        return AsynchronousState(resting, calls, workers, versions, state.taken + 1, state.dropped), product
 
     def gather(self, run: Run, state: AsynchronousState) -> AsynchronousState:
         """Waits for the calls in flight, and keeps what they brought."""
@@ -283,7 +313,7 @@ class Asynchronous:
 
         def landed(call: Any, i: int) -> Landed:
             after, product, info = executor.result(call)
-            return _untimed(Landed(executor.gather(run.child(i), self.child, after), product, info))
+            return _untimed(Landed(executor.gather(self._at(run, i), self.child, after), product, info))
 
         return self._each(run, executor.gather, landed, state)
 
@@ -293,7 +323,7 @@ class Asynchronous:
         as_many(run, self, len(pure.resting), self.workers, "workers")
 
         def restored(call: Landed, i: int) -> Landed:
-            return dataclasses.replace(call, state=run.executor.restore(run.child(i), self.child, call.state))
+            return dataclasses.replace(call, state=run.executor.restore(self._at(run, i), self.child, call.state))
 
         return self._each(run, run.executor.restore, restored, pure)
 
@@ -301,13 +331,13 @@ class Asynchronous:
         """Releases every replica."""
         for i, s in enumerate(state.resting):
             if not isinstance(s, tuple):
-                run.executor.close(run.child(i), self.child, s)
+                run.executor.close(self._at(run, i), self.child, s)
         for call, i in zip(state.calls, state.workers, strict=True):
-            run.executor.close(run.child(i), self.child, call.state)
+            run.executor.close(self._at(run, i), self.child, call.state)
 
     def _each(self, run: Run, rest: Any, flight: Any, state: AsynchronousState) -> AsynchronousState:
         resting = tuple(
-            s if isinstance(s, tuple) else rest(run.child(i), self.child, s) for i, s in enumerate(state.resting)
+            s if isinstance(s, tuple) else rest(self._at(run, i), self.child, s) for i, s in enumerate(state.resting)
         )
         calls = tuple(flight(call, i) for call, i in zip(state.calls, state.workers, strict=True))
         return dataclasses.replace(state, resting=resting, calls=calls)

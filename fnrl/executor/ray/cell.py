@@ -25,6 +25,7 @@ class Cell:
         self.node: Any = None
         self.state: Any = None
         self.worked, self.calls = 0.0, 0  # since the last snapshot
+        self.told: list[Warning] = []  # since the last step: nobody reads what a cell prints
 
     def hello(self) -> int:
         """The process, once there is one."""
@@ -38,6 +39,15 @@ class Cell:
         sys.path.extend(p for p in paths if p not in sys.path and os.path.isdir(p))
         torch.set_num_threads(threads)
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # weights are shared
+        show = warnings.showwarning
+
+        def tell(message: Any, category: Any, *where: Any, **more: Any) -> None:
+            if category.__module__.partition(".")[0] == "fnrl":
+                self.told.append(message)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = tell
         run, self.node = unpacked(shipped)
         self.run = dataclasses.replace(run, copy=True)  # whatever the driver's own records share
         mine = dataclasses.replace(run, copy=False)  # a state may be made in the memory of a record that is used once
@@ -45,13 +55,14 @@ class Cell:
             self.state = getattr(self.node, how)(mine, tree.to_torch(what, self.run.device))
 
     def step(self, weights: Any, number: int, again: Sequence[Choice] | None = None) -> Any:
-        """One step; the state moves only if it succeeds."""
+        """One step, and what fnrl warned of; the state moves only if it succeeds."""
         begin = time.perf_counter()
         ORDERS.begin(number, again)
         given = tree.to_torch(unpacked(weights), self.run.device, share=True)
         self.state, product, info = self.node.step(self.run, self.state, given)
         self.worked, self.calls = self.worked + time.perf_counter() - begin, self.calls + 1
-        return tree.to_numpy((product, info))
+        told, self.told = tuple(self.told), []
+        return *tree.to_numpy((product, info)), told
 
     def again(self, weights: Any, number: int, choices: Sequence[Choice]) -> None:
         """A step whose product is known already, and what was chosen in it."""

@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -133,7 +134,10 @@ class Ray:
         answer: Answer = call.answer
         if answer.value is None:
             owner: CellOwner = call.state.token.owner
-            product, info = tree.to_torch(owner.answer(answer.call), call.device)
+            *made, told = owner.answer(answer.call)
+            product, info = tree.to_torch(tuple(made), call.device)
+            for warning in told:
+                warnings.warn(warning, stacklevel=2)
             for name, n in owner.tell().items():
                 info.report[name] = info.report.get(name, 0.0) + n
             answer.value = product, info
@@ -200,6 +204,7 @@ class Ray:
             resources,
             kind,
             run.compile,
+            run.least is not None,
             self.patience,
             self.deadline * levels,
             self.snapshot_every,
