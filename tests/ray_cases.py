@@ -1,5 +1,6 @@
 """Schemes for cells, and what can happen to a cell."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -22,8 +23,9 @@ def on_policy(env=ENV, steps=32):
     return fnrl.Parts(env, actor, algo, fnrl.GAE(steps=steps), normalise_obs=fnrl.NormaliseObs())
 
 
-def off_policy(env):
-    actor = fnrl.OffPolicyActorCritic(env.spec, None, fnrl.MLP((16,)), critics=1)
+def off_policy(env, spread=0.0):
+    explore = fnrl.EpsilonGreedy(epsilon=0.4, spread=spread)
+    actor = fnrl.OffPolicyActorCritic(env.spec, None, fnrl.MLP((16,)), critics=1, explore=explore)
     return fnrl.Parts(env, actor, fnrl.DQN(batch=16, ratio=1.0), fnrl.Replay(capacity=48, warmup=32))
 
 
@@ -38,6 +40,35 @@ def owners(tree):
 
 def kill(pid):
     os.kill(pid, signal.SIGKILL)
+
+
+def stat(pid):
+    """(parent, start time) of a process; None when it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else (int(fields[1]), fields[19])
+
+
+def descendants(pid):
+    """Processes below this one, with their start times: a number may be given again."""
+    parents = {int(p.name): stat(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()}
+    found, new = {}, {pid}
+    while new:
+        new = {p for p, s in parents.items() if s and s[0] in new}
+        found |= {p: parents[p][1] for p in new}
+    return found
+
+
+def cell_pids():
+    """The cells of clusters that this process started, also those below cells."""
+    found = set()
+    for pid in descendants(os.getpid()):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::Cell"):
+                found.add(pid)
+    return found
 
 
 def faulty(tmp_path, what, steps=16, **options):

@@ -4,10 +4,11 @@ import dataclasses
 import json
 import random as python_random
 import threading
+import time
 
 import pytest
 import ray
-from ray_cases import faulty, kill, off_policy, on_policy, on_ray, owners
+from ray_cases import cell_pids, faulty, kill, off_policy, on_policy, on_ray, owners
 
 import fnrl
 from fnrl import tree
@@ -69,6 +70,34 @@ def test_cells_killed_together_change_no_bit():
     scheme.close(state)
     assert (none, faults) == ({}, {"faults/died": 2.0})
     assert_same(on_policy(), GRADIENTS, gathered, 22)
+
+
+@pytest.mark.slow
+def test_a_cell_that_dies_while_it_recovers_and_cells_below_cells_change_no_bit():
+    topology = centralised(synchronous(gradients(synchronous(collect, 2)), 2))
+    parts = off_policy(fnrl.envs.CartPole(num_envs=1, time_limit=20), spread=7.0)
+    scheme = fnrl.Scheme(parts, topology, executor=on_ray(snapshot_every=1000))
+    state, none = run(scheme, scheme.init(fnrl.key(0)), 9)
+    outer = {o.pid for o in cells_of(state)}
+    kill(min(cell_pids() - outer))  # its cell replaces it
+    state, below = run(scheme, state, 5)
+    owner = cells_of(state)[0]
+    first = owner.pid
+
+    def again():
+        while owner.pid in (None, first):
+            time.sleep(0.001)
+        kill(owner.pid)  # the replacement has said hello, and has its state and fourteen calls to make again
+
+    watcher = threading.Thread(target=again, daemon=True)
+    watcher.start()
+    kill(first)
+    state, faults = run(scheme, state, 6)
+    watcher.join(timeout=0)
+    gathered = scheme.gather(state)
+    scheme.close(state)
+    assert (none, below, faults) == ({}, {"faults/died": 1.0}, {"faults/died": 2.0})
+    assert_same(parts, topology, gathered, 20)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray_cases import on_policy, on_ray
+from ray_cases import descendants, on_policy, on_ray, stat
 
 import fnrl
 from fnrl.executor.ray import cluster
@@ -19,25 +19,6 @@ from fnrl.topology import centralised, collect, gradients, synchronous
 
 HERE = Path(__file__).parent
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-
-
-def stat(pid):
-    """(parent, start time) of a process; None when it is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else (int(fields[1]), fields[19])
-
-
-def descendants(pid):
-    """Processes below this one, with their start times: a number may be given again."""
-    parents = {int(p.name): stat(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()}
-    found, new = {}, {pid}
-    while new:
-        new = {p for p, s in parents.items() if s and s[0] in new}
-        found |= {p: parents[p][1] for p in new}
-    return found
 
 
 def left_of(processes, seconds):
