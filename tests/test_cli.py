@@ -14,7 +14,7 @@ import torch
 
 import fnrl
 from fnrl import checkpoint, logs, tree
-from fnrl.cli import main
+from fnrl.cli import architecture, main
 from fnrl.cli.commands import _read_train
 from fnrl.cli.options import build
 from fnrl.presets import PRESETS
@@ -158,6 +158,18 @@ def test_hindsight_on_the_command_line():
     assert made("--env BitFlipping --no-storage.hindsight").storage == fnrl.Replay(steps=4)
 
 
+def test_what_cells_reserve_and_where_they_run():
+    words = "train --env CartPole --ray --ray-collect cpus=0.5 seat=1 placement=SPREAD --ray-gradients gpus=0.25"
+    said, _ = _read_train([*words.split()[1:], "--ray-address", "10.0.0.1:6379", "--ray-deadline", "60"])
+    assert architecture.executor(said) == fnrl.Ray(
+        address="10.0.0.1:6379",
+        collect=fnrl.Resources(cpus=0.5, custom={"seat": 1}, placement="SPREAD"),
+        gradients=fnrl.Resources(gpus=0.25),
+        deadline=60.0,
+    )
+    assert architecture.executor(_read_train(["--env", "CartPole"])[0]) == fnrl.Inline()
+
+
 def test_presets_are_defaults_that_options_override(monkeypatch):
     spec = EnvSpec("HalfCheetahBulletEnv-v0", Box((26,)), Box((6,), -1.0, 1.0))
     monkeypatch.setattr("fnrl.envs.hosted.probe", lambda *_, **__: spec)
@@ -209,6 +221,8 @@ def test_a_wrong_command_line_is_told_with_what_would_fit(line, told, capsys):
     [
         ("train --env CartPole --algo.gamma 1.5", "PPO.gamma = 1.5 is out of range: expected a value in [0, 1]"),
         ("train --env CartPole --algo.minibatches 7", "does not divide"),
+        ("train --env CartPole --workers 2 --ray-collect cpus=0.5", "--ray-collect says how workers run in Ray cells"),
+        ("train --env CartPole --workers 2 --ray --ray-collect cpu=no", "--ray-collect: Resources: cpu = 'no'"),
         ("train --env CartPol-v1", "did you mean CartPole-v1"),
         (
             "train --env CartPole --algo DDPG",

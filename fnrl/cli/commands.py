@@ -7,7 +7,6 @@ Ctrl-C, 143 for SIGTERM.
 import argparse
 import contextlib
 import dataclasses
-import inspect
 import os
 import sys
 import time
@@ -22,6 +21,7 @@ from rich.table import Table
 
 import fnrl
 from fnrl import checkpoint, lanes, logs, report, results
+from fnrl.cli import architecture
 from fnrl.cli.options import Option, build, options, pair
 from fnrl.component import nearest
 from fnrl.config import rebuild
@@ -78,9 +78,7 @@ def _train(words: Words) -> int:
     torch.set_num_threads(said.threads)
     with _refusals():
         parts = build(said.env, values)
-        topology = _topology(said)
-        executor = fnrl.Ray() if said.ray else fnrl.Inline()
-        scheme = fnrl.Scheme(parts, topology, executor, said.compile)
+        scheme = fnrl.Scheme(parts, architecture.topology(said), architecture.executor(said), said.compile)
         every = max(said.steps // 10, 20_000) if said.eval_every is None else said.eval_every
         evaluation = fnrl.Evaluate(every=every, episodes=said.eval_episodes) if every else None
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -90,30 +88,6 @@ def _train(words: Words) -> int:
         settings = said.steps, directory, said.seed, evaluation, said.save_every, said.keep
         learner = fnrl.Learner(scheme, *settings, seeds=seeds)
     return _run(learner, said.quiet)
-
-
-_KEYWORDS = {
-    name: p.annotation if isinstance(p.annotation, type) else int
-    for name, p in inspect.signature(fnrl.schemes.nappo).parameters.items()
-}
-
-
-def _topology(said: argparse.Namespace) -> Any:
-    """The architecture that the words name."""
-    words = {name: x for name in _KEYWORDS if (x := getattr(said, name)) is not None}
-    if words and (said.scheme or said.workers):
-        raise fnrl.CompositionError(
-            f"--{next(iter(words)).replace('_', '-')} says what --scheme and --workers say: use one or the other"
-        )
-    if words:
-        return fnrl.schemes.nappo(**words)
-    if said.shards > 1:
-        plain = {} if said.workers is None else {"workers": said.workers}  # which shards refuse
-        return fnrl.sharded(fnrl.schemes.named(said.scheme or "a2c", **plain), said.shards)
-    workers = said.workers if said.workers != 1 or said.ray or said.scheme else None
-    if workers is None and said.ray:
-        workers = 1
-    return fnrl.schemes.named(said.scheme or "a2c", **({} if workers is None else {"workers": workers}))
 
 
 def _resume(words: Words) -> int:
@@ -270,9 +244,7 @@ def _read_train(words: Words) -> tuple[argparse.Namespace, dict[str, Any]]:
     run.add_argument("--save-every", type=_count, default=100_000, help="steps between checkpoints [100000]")
     run.add_argument("--keep", type=_count, default=3, help="checkpoints that stay [3]")
     _common(run)
-    stages = parser.add_argument_group("the architecture by NAPPO's keywords, instead of --scheme and --workers")
-    for name, kind in _KEYWORDS.items():
-        stages.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="X")
+    architecture.add_arguments(parser)
     glimpse = _glimpse(words)
     env, algo = str(glimpse.get("env", "CartPole-v1")), glimpse.get("algo")
     known = preset(env if glimpse.get("preset") != "none" else "", str(algo) if algo else None)
