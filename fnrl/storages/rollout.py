@@ -11,7 +11,9 @@ from fnrl.actors.on_policy import OnPolicyActorCritic
 from fnrl.component import Schedule, component, hyper, setting
 from fnrl.errors import CompositionError
 from fnrl.record import fields_of, record
-from fnrl.types import Plan, Rollout, Transition, Tree, Weights
+from fnrl.types import Params, Plan, Rollout, Transition, Tree, Weights
+
+_PIECE = 128  # samples whose values are computed at once, eager
 
 
 @record
@@ -49,7 +51,9 @@ class RolloutStorage:
     def estimate(
         self, weights: Weights, steps: Transition, logp: Tensor, value: Tensor, next_value: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """`advantage, target [T, N]`; logp is the stored actions' under the present weights."""
+        """`advantage, target [T, N]`; logp is the stored actions' under the present weights where the storage corrects
+        for older ones, else as they were stored.
+        """
         raise TypeError(f"{type(self).__name__} must define estimate")
 
     def check(self, plan: Plan, actor: OnPolicyActorCritic, envs: int, env: Any = None) -> None:
@@ -153,10 +157,13 @@ class RolloutStorage:
         done = steps.terminated | steps.truncated
         starts = torch.cat([torch.zeros_like(done[:1]), done[:-1]])
         memory, params = steps.memory[0], weights.params
-        logp, _, value, memories = actor.evaluate(params, obs, memory, starts, steps.action)
+        if self.corrects:
+            logp, _, value, memories = actor.evaluate(params, obs, memory, starts, steps.action)
+        else:
+            logp, (value, memories) = steps.logp, _values(actor, params, obs, memory, starts)
         # V of each true successor, with the memory that the step before left: one step from T*N separate starts
         one = next_obs.flatten(0, 1)[None]
-        next_value, _ = actor.values(params, one, memories.flatten(0, 1), torch.zeros_like(done).reshape(1, -1))
+        next_value, _ = _values(actor, params, one, memories.flatten(0, 1), torch.zeros_like(done).reshape(1, -1))
         next_value = next_value.reshape(done.shape)
         advantage, target = self.estimate(weights, steps, logp, value, next_value)
         old = logp if self.corrects else steps.logp  # what a ratio of the loss is to
@@ -164,6 +171,21 @@ class RolloutStorage:
             return OnPolicyBatch(obs, steps.action, old, advantage, target, value, memory, starts)
         flat = tree.map(lambda x: x.flatten(0, 1)[None], (obs, steps.action, old, advantage, target, value))
         return OnPolicyBatch(*flat, memory=steps.memory.flatten(0, 1), starts=starts.reshape(1, -1))
+
+
+def _values(
+    actor: OnPolicyActorCritic, params: Params, obs: Tensor, memory: Tensor, starts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`actor.values`, eager and without recurrence in pieces of about `_PIECE` samples: what layers give of a whole
+    rollout is the most memory that a lane takes. (A graph writes it over what it has used.)
+    """
+    length, width = obs.shape[:2]
+    if actor.recurrent is not None or torch.compiler.is_compiling() or length * width <= _PIECE:
+        return actor.values(params, obs, memory, starts)
+    axis, size = (0, max(1, _PIECE // width)) if length > 1 else (1, _PIECE)
+    pieces = obs.split(size, axis), starts.split(size, axis)
+    found = [actor.values(params, x, memory, s)[0] for x, s in zip(*pieces, strict=True)]
+    return torch.cat(found, axis), memory.expand(length, *memory.shape)
 
 
 @component
