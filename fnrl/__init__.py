@@ -46,6 +46,7 @@ from fnrl.storages import (
 )
 from fnrl.sweep import LogUniform, Sweep, Uniform, sweep
 from fnrl.topology import asynchronous, centralised, collect, decentralised, gradients, sharded, synchronous
+from fnrl.tuning import tune
 
 __version__ = "0.1.0"
 
@@ -131,4 +132,5 @@ __all__ = [
     "static",
     "sweep",
     "synchronous",
+    "tune",
 ]

@@ -63,8 +63,8 @@ def check(run: Run, topology: Any) -> None:
 
 
 def available(device: str) -> int:
-    """Bytes of memory behind a device."""
-    return torch.cuda.get_device_properties(device).total_memory if device.startswith("cuda") else memory()
+    """Bytes of memory to be had on a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else memory()
 
 
 def lane_bytes(parts: Any, topology: Any) -> int:

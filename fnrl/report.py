@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fnrl import plots
-from fnrl.results import Results, improvement, improvement_interval, interval, iqm, read, settings
+from fnrl.results import Results, improvement, improvement_interval, interval, iqm, read, settings, write
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}
@@ -25,14 +25,19 @@ class Table(NamedTuple):
 
 
 def report(directories: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
-    """Writes a report of some runs to `out`: one file for `.html`; for `.md` the pictures lie beside it.
+    """Writes a report of some runs to `out`: one file for `.html`; for `.md` the pictures lie beside it; for `.csv` and
+    `.json` a table of the settings of one run, a sweep.
 
-    Errors: CheckpointError for a directory that is no run, ValueError for another ending, ImportError without scipy or
-    matplotlib (`fnrl[log]`).
+    Errors: CheckpointError for a directory that is no run, ValueError for another ending or a table of several runs,
+    ImportError without scipy or matplotlib (`fnrl[log]`).
     """
     target = Path(out)
+    if target.suffix in (".csv", ".json") and len(directories) == 1:
+        return write(settings(read(directories[0])), target)
     if target.suffix not in (".html", ".md"):
-        raise ValueError(f"report(out={str(out)!r}): expected a file that ends in .html or .md")
+        raise ValueError(
+            f"report(out={str(out)!r}): expected a file that ends in .html or .md; for one run .csv or .json"
+        )
     runs = _named([read(d) for d in directories])
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text((_html if target.suffix == ".html" else _markdown)(runs, target))

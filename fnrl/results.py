@@ -4,7 +4,9 @@ A score is a lane's last evaluation. Statistics take one sequence of scores for 
 each task's seeds among themselves. What is quoted is the interquartile mean with a percentile bootstrap interval.
 """
 
+import csv
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +21,18 @@ from fnrl.logs import read_config, read_lines
 Scores = Sequence[Sequence[float]]  # by task, by seed
 Array = np.ndarray[Any, Any]
 
-__all__ = ["Lane", "Results", "Setting", "improvement", "improvement_interval", "interval", "iqm", "read", "settings"]
+__all__ = [
+    "Lane",
+    "Results",
+    "Setting",
+    "improvement",
+    "improvement_interval",
+    "interval",
+    "iqm",
+    "read",
+    "settings",
+    "write",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +127,7 @@ def _swept(config: Any, name: str = "") -> dict[str, list[str]]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, dict):
-        return f"{value:.4g}"
+        return f"{value:.7g}"
     inside = ", ".join(f"{n}={x:g}" for n, x in value.items() if n)
     return f"{value[''].rsplit('.', 1)[-1]}({inside})"
 
@@ -211,3 +224,26 @@ def settings(results: Results) -> list[Setting]:
         grouped.setdefault(tuple(lane.values.items()), []).append(lane.scores[-1])
     made = [Setting(dict(v), s, iqm(s), *interval([s])) for v, s in grouped.items()]
     return sorted(made, key=lambda s: -s.iqm)
+
+
+def write(found: Sequence[Setting], out: str | os.PathLike[str]) -> Path:
+    """A table of settings: `.json` (a list of objects), or `.csv` with a column for each hyper-parameter.
+
+    Errors: ValueError for another ending, or for no setting.
+    """
+    target = Path(out)
+    if target.suffix not in (".json", ".csv") or not found:
+        raise ValueError(f"write({len(found)} settings, {str(out)!r}): expected a .json or .csv file, and settings")
+    rows: list[dict[str, Any]] = [
+        {**s.values, "lanes": len(s.scores), "iqm": s.iqm, "low": s.low, "high": s.high, "scores": s.scores}
+        for s in found
+    ]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == ".json":
+        target.write_text(json.dumps(rows, indent=1) + "\n")
+        return target
+    with target.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows({**row, "scores": " ".join(map(str, row["scores"]))} for row in rows)
+    return target

@@ -98,9 +98,25 @@ def sweep(
         settings = [tuple(zip(values, combination, strict=True)) for combination in grid]
     else:
         settings = _drawn(values, samples, random.key(0) if key is None else key)
+    return _laid(scheme, settings, which)
+
+
+def chosen(scheme: Scheme, settings: Sequence[dict[str, float]], seeds: int | Sequence[int] | Tensor = 1) -> Sweep:
+    """Some settings of the same hyper-parameters, each with every seed, as lanes of one program.
+
+    Errors: as `sweep`.
+    """
+    if not settings or not settings[0] or any(list(s) != list(settings[0]) for s in settings):
+        raise ValueError(f"chosen(settings={settings!r}): expected settings of the same hyper-parameters, one at least")
+    for name in settings[0]:
+        _require_numeric(scheme, name)
+    return _laid(scheme, [tuple(s.items()) for s in settings], lanes.named(seeds))
+
+
+def _laid(scheme: Scheme, settings: Sequence[tuple[tuple[str, Value], ...]], which: tuple[int, ...]) -> Sweep:
     lane_settings = tuple(s for s in settings for _ in which)
     parts = scheme.parts
-    for i, name in enumerate(values):
+    for i, (name, _) in enumerate(settings[0]):
         parts = _with_hyper(parts, name, PerLane(tuple(s[i][1] for s in lane_settings)))
     return Sweep(dataclasses.replace(scheme, parts=parts), which * len(settings), lane_settings)
 

@@ -20,6 +20,7 @@ FLOORS = [
         "results",
         "saved",
         "sweep",
+        "tuning",
         "config",
         "evaluate",
         "history",
@@ -42,6 +43,7 @@ SHELLS |= {
     "hypothesis": {"testing"},
     "rich": {"logs", "cli"},
     "matplotlib": {"plots"},
+    "optuna": {"tuning"},
     "safetensors": {"pieces", "checkpoint", "policy"},
 }
 

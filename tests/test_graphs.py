@@ -133,6 +133,9 @@ def test_compiled_lanes_are_bit_equal_for_any_count_and_near_eager_ones():
     for _ in range(5):
         singly, _ = scheme.step(singly)
     assert scheme.same(singly, one)
+    assert not one.settled  # inside a plan
+    resumed = scheme.restore(tree.map(torch.clone, scheme.gather(one)))
+    assert scheme.same(scheme.step(resumed, 7)[0], scheme.step(singly, 7)[0])
 
 
 def test_without_a_compiler_a_run_is_eager_and_says_so_once():

@@ -1,5 +1,6 @@
 """Statistics over seeds by plain loops from the paper, results read back, the report."""
 
+import csv
 import json
 import re
 
@@ -112,7 +113,20 @@ def test_results_are_read_back_and_told(tmp_path, capsys):
     assert "http" not in page  # it needs nothing besides itself
     assert report.report([many], tmp_path / "page.md").read_text().count("![") == 2
     assert len(list(tmp_path.glob("page-*.png"))) == 2
-    for words, told in ((["nowhere"], "not a run directory"), ([str(one), "--out", "x.pdf"], ".html or .md")):
+    assert main(["report", str(sweep), "--out", str(tmp_path / "sweep.csv")]) == 0
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["lr"], r["lanes"], float(r["iqm"]), r["scores"]) for r in rows] == [
+        ("Linear(start=0.01, end=0, steps=400)", "1", 50.0, "50.0"),
+        ("0.001", "2", 6.0, "5.0 7.0"),
+        ("0.0001", "1", 1.0, "1.0"),
+    ]
+    table = json.loads(report.report([sweep], tmp_path / "sweep.json").read_text())
+    assert table[1] == {"lr": "0.001", "lanes": 2, "iqm": 6.0, "low": 5.0, "high": 7.0, "scores": [5.0, 7.0]}
+    capsys.readouterr()
+    two = [str(sweep), str(one), "--out", "x.csv"]
+    wrong = (["nowhere"], "not a run directory"), ([str(one), "--out", "x.pdf"], ".html or .md"), (two, "for one run")
+    for words, told in wrong:
         assert main(["report", *words]) == 1
         assert told in capsys.readouterr().err
 
