@@ -175,12 +175,8 @@ def _report(words: Words) -> int:
     parser = _parser("report", "Compares runs over their seeds: tables here, tables and pictures in one file.")
     parser.usage = "fnrl report DIR... [--out FILE]; --help tells more"
     parser.add_argument("dirs", nargs="+", metavar="DIR", help="run directories")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("report.html"),
-        help="an .html or .md file [report.html], or a sweep's .csv or .json",
-    )
+    known = "an .html or .md file [report.html], or .csv or .json for a sweep"
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help=known)
     said = _read(parser, words)
     with _refusals():
         made = report.report(said.dirs, said.out)
