@@ -157,8 +157,8 @@ def case_lanes_jax_8(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def case_lanes_jax_32(args: argparse.Namespace) -> Iterator[Row]:
-    """The same with 32 seeds, against what JAX reaches with 8, 16 or 32."""
-    yield from many_against_jax(args, "lanes-jax-32", 32, 20, (8, 16, 32), 1.2)
+    """The same with 32 seeds, against what JAX reaches with 8 or 32 (16 lie between)."""
+    yield from many_against_jax(args, "lanes-jax-32", 32, 20, (8, 32), 1.2)
 
 
 def many_against_jax(
