@@ -94,7 +94,7 @@ def apply_update(
             merged = merge_moments(run, old.normaliser.moments, update.moments)
             kept = tree.where(dead, old.normaliser.moments, merged) if losing else merged
             changes["normaliser"] = dataclasses.replace(old.normaliser, moments=kept)
-        stay = {n for n, x in run.parts.hypers().items() if n in pinned or not isinstance(x, Schedule)}
+        stay = {n for n, x in run.parts.hypers().items() if n in pinned or isinstance(x, int | float)}
         changes["hyper"] = {**old.hyper, **hypers_at(run, env_steps, stay)}
     after = dataclasses.replace(after, weights=dataclasses.replace(after.weights, **changes))
     if isinstance(dead, Tensor):

@@ -16,6 +16,7 @@ from fnrl.parts import NormaliseObs, ScaleReward
 from fnrl.record import host, record
 from fnrl.types import Episodes, Moments, Rollout, Transition, Tree, Weights
 
+_AHEAD = 64  # environment steps that noise is drawn for at once, where a rollout has fewer
 _UNROLLED = 8  # steps of a pure environment in one graph: more take longer to compile than they save
 
 
@@ -39,7 +40,8 @@ class Tally:
 @record
 class CollectState:
     """Environments, the actor's memory `[N, H]`, the tally, the key of all noise, and whether all was finite so far (a
-    solo run that isn't has stopped).
+    solo run that isn't has stopped). Noise of this and the next rollouts `[R, T, N, ...]`, where those are short,
+    follows from the key, so that no record holds it.
     """
 
     env: Tree
@@ -47,6 +49,7 @@ class CollectState:
     tally: Tally
     key: Tensor
     sound: Tensor
+    ahead: Tree = ()
     rollouts: int = host(default=0)
 
 
@@ -92,17 +95,7 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
     Errors: NonFiniteError naming environment, step and key, for a solo run.
     """
     parts = run.parts
-    random_actions = weights.version == 0 and parts.storage.warmup > 0
-    drawn = run.graph(_draw)(
-        parts.env,
-        parts.actor,
-        parts.storage.steps,
-        random_actions,
-        state.key,
-        run.number(state.rollouts),
-        weights.hyper,
-        run.places(parts.env.num_envs),
-    )
+    drawn, ahead = _drawn(run, state)
     env_state, memory, rollout = _rolled(run, state, weights, *drawn)
     sound, bad = state.sound, _non_finite(run, state, rollout)
     if isinstance(bad, Tensor):
@@ -116,7 +109,7 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
         parts.scale_reward, parts.normalise_obs, rollout, state.tally, weights.hyper
     )
     made = Rollout(dataclasses.replace(rollout, reward=reward), moments, weights.version, length * parts.env.num_envs)
-    state = CollectState(env_state, memory, tally, state.key, sound, state.rollouts + 1)
+    state = CollectState(env_state, memory, tally, state.key, sound, ahead, state.rollouts + 1)
     return state, made if length == steps else _filled(run, made, steps), episodes
 
 
@@ -143,20 +136,29 @@ def _filled(run: Run, rollout: Rollout, steps: int) -> Rollout:
     return dataclasses.replace(rollout, steps=tree.map(fill, cut(run, rollout).steps), valid=valid)
 
 
-def _draw(
-    env: Any,
-    actor: Any,
-    steps: int,
-    anything: bool,
-    key: Tensor,
-    number: Tensor,
-    hyper: dict[str, Tensor],
-    places: Tensor,
-) -> tuple[Tree, Tree]:
+def _drawn(run: Run, state: CollectState) -> tuple[Tree, Tree]:
+    """The noise of a rollout, and what is kept for those after it: a draw for many costs little more than for one."""
+    parts, steps = run.parts, run.parts.storage.steps
+    many = max(1, _AHEAD // (steps * parts.env.num_envs))
+    if many == 1:
+        return run.graph(_draw)(parts.env, parts.actor, steps, state.key, run.number(state.rollouts)), ()
+    ahead, place = state.ahead, state.rollouts % many
+    if place == 0 or ahead == ():
+        first = run.number(state.rollouts - place)
+        ahead = run.graph(_draw_many)(parts.env, parts.actor, steps, many, state.key, first)
+    return tree.map(lambda x: x.select(run.axis, place), ahead), ahead
+
+
+def _draw(env: Any, actor: Any, steps: int, key: Tensor, number: Tensor) -> tuple[Tree, Tree]:
     """The noise of a rollout, `[T, N, ...]`: the actor's, and a pure environment's."""
     acting, stepping = random.split(random.fold_in(key, number)).unbind(0)
-    noise = actor.noise(acting, steps, env.num_envs, actor.placed(hyper, places), anything)
-    return noise, env.noise(stepping, steps) if env.pure else ()
+    return actor.noise(acting, steps, env.num_envs), env.noise(stepping, steps) if env.pure else ()
+
+
+def _draw_many(env: Any, actor: Any, steps: int, many: int, key: Tensor, first: Tensor) -> tuple[Tree, Tree]:
+    """The noise of `many` rollouts, `[R, T, N, ...]`."""
+    numbers = first + torch.arange(many, device=key.device)
+    return torch.func.vmap(lambda number: _draw(env, actor, steps, key, number))(numbers)
 
 
 def _rolled(
@@ -167,7 +169,7 @@ def _rolled(
     env_state, memory, made = state.env, state.memory, []
     if run.compile and parts.env.pure and run.least is None:
         k = max(n for n in range(1, _UNROLLED + 1) if steps % n == 0)
-        facts = parts.env, parts.actor, k, weights.params, weights.normaliser
+        facts = parts.env, k, *_acting(run, weights)
         for t in range(0, steps, k):
             part = tree.map(lambda x: x.narrow(axis, t, k), (noise, env_noise))  # noqa: B023
             env_state, memory, transitions = run.graph(_act_and_steps)(*facts, env_state, memory, *part)
@@ -197,8 +199,24 @@ def act(
     return actor.act(params, seen, memory, noise)
 
 
+def _acting(run: Run, weights: Weights) -> tuple[Any, bool, Any, Tree, dict[str, Tensor], Tensor]:
+    """What acting to learn takes besides observations: the actor, whether any action does, weights, and where the
+    environments stand among those of all workers.
+    """
+    anything = weights.version == 0 and run.parts.storage.warmup > 0
+    places = run.places(run.parts.env.num_envs)
+    return run.parts.actor, anything, weights.params, weights.normaliser, weights.hyper, places
+
+
+def _explore(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`act` to learn: of what `_acting` gives, the observation, the memory and the noise."""
+    actor, anything, params, normaliser, hyper, places, obs, memory, noise = args
+    noise = actor.explored(noise, actor.placed(hyper, places), anything)
+    return act(actor, params, normaliser, obs, memory, noise)
+
+
 def advance(
-    run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tensor | None, env_noise: Tree
+    run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tree, env_noise: Tree
 ) -> tuple[Any, Tensor, Transition]:
     """One step of the environments: their next state, the memory after it (cleared where an episode ended), what
     happened.
@@ -206,53 +224,31 @@ def advance(
     return (_pure_step if run.parts.env.pure else _hosted_step)(run, state, memory, weights, noise, env_noise)
 
 
-def _pure_step(run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tensor | None, env_noise: Tree) -> Any:
-    parts = run.parts
-    return run.graph(_act_and_step)(
-        parts.env, parts.actor, weights.params, weights.normaliser, state, memory, noise, env_noise
-    )
+def _pure_step(run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tree, env_noise: Tree) -> Any:
+    return run.graph(_act_and_step)(run.parts.env, *_acting(run, weights), state, memory, noise, env_noise)
 
 
-def _act_and_step(
-    env: Any,
-    actor: Any,
-    params: Any,
-    normaliser: Tree,
-    state: Any,
-    memory: Tensor,
-    noise: Tensor | None,
-    env_noise: Tree,
-) -> tuple[Any, Tensor, Transition]:
-    action, env_action, logp, after = act(actor, params, normaliser, state.obs, memory, noise)
+def _act_and_step(env: Any, *args: Any) -> tuple[Any, Tensor, Transition]:
+    *acting, state, memory, noise, env_noise = args
+    action, env_action, logp, after = _explore(*acting, state.obs, memory, noise)
     next_state, step = env.step(state, env_action, env_noise)
     return next_state, _memory_after(after, step), _transition(state.obs, action, logp, step, memory)
 
 
-def _act_and_steps(
-    env: Any,
-    actor: Any,
-    steps: int,
-    params: Any,
-    normaliser: Tree,
-    state: Any,
-    memory: Tensor,
-    noise: Tree,
-    env_noise: Tree,
-) -> tuple[Any, Tensor, Transition]:
+def _act_and_steps(env: Any, steps: int, *args: Any) -> tuple[Any, Tensor, Transition]:
     """`steps` of them, and their transitions `[steps, N]`."""
+    *acting, state, memory, noise, env_noise = args
     made = []
     for t in range(steps):
         drawn = tree.index((noise, env_noise), t)
-        state, memory, transition = _act_and_step(env, actor, params, normaliser, state, memory, *drawn)
+        state, memory, transition = _act_and_step(env, *acting, state, memory, *drawn)
         made.append(transition)
     return state, memory, tree.stack(made)
 
 
-def _hosted_step(run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tensor | None, env_noise: Tree) -> Any:
+def _hosted_step(run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tree, env_noise: Tree) -> Any:
     parts, obs = run.parts, state.obs.to(run.device)
-    action, env_action, logp, after = run.graph(act)(
-        parts.actor, weights.params, weights.normaliser, obs, memory, noise
-    )
+    action, env_action, logp, after = run.graph(_explore)(*_acting(run, weights), obs, memory, noise)
     next_state, step = parts.env.step(state, env_action, env_noise)
     step = tree.to(step, run.device) if run.device != "cpu" else step
     return next_state, _memory_after(after, step), _transition(obs, action, logp, step, memory)

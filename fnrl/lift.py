@@ -75,9 +75,7 @@ class Run:
 
     def places(self, n: int) -> Tensor:
         """Where each of this replica's n environments stands among those of all, in [0, 1]: `[n]`, for each lane."""
-        number, among = self.place
-        at = torch.arange(number * n, number * n + n, device=self.device) / max(among * n - 1, 1)
-        return at if self.lanes is None else at.expand(self.lanes, n).contiguous()
+        return _places(*self.place, n, self.lanes, self.device)
 
     def over_lanes(self, make: Callable[[Tensor], T], key: Tensor) -> T:
         """`make(key)` for one key, or for each lane's key `[S, 2]` in a loop, stacked; made on the CPU, and moved to
@@ -87,6 +85,12 @@ class Run:
         if self.lanes is None:
             return tree.to(make(key), self.device)
         return tree.to(tree.stack([make(k) for k in key.unbind(0)]), self.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _places(number: int, among: int, n: int, lanes: int | None, device: str) -> Tensor:
+    at = torch.arange(number * n, number * n + n, device=device) / max(among * n - 1, 1)
+    return at if lanes is None else at.expand(lanes, n).contiguous()
 
 
 def is_dynamic(x: Any) -> bool:

@@ -1,5 +1,7 @@
 """Parts: the components of an agent, checked against each other before anything starts."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 from fnrl.component import Schedule, check_hyper, component, hypers, option, setting
@@ -71,8 +73,12 @@ class Parts:
         except ValueError as e:
             raise CompositionError(str(e)) from e
 
-    def hypers(self) -> dict[str, float | Schedule]:
+    def hypers(self) -> Mapping[str, float | Schedule]:
         """Every numeric hyper-parameter of the parts, by name."""
+        return self._hypers
+
+    @functools.cached_property
+    def _hypers(self) -> dict[str, float | Schedule]:  # asked for at every update
         return hypers(self.algo, self.storage, self.actor)
 
     def check_hyper(self, name: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from torch.nn import functional as F
 import fnrl
 from fnrl import random, tree
 from fnrl.algos.base import AlgoState
-from fnrl.component import hypers
+from fnrl.collect import _draw, _drawn
+from fnrl.component import component, hypers
 from fnrl.distributions import Normal
 from fnrl.spaces import Box, Discrete, EnvSpec
 from fnrl.testing import probes
+from fnrl.topology import nodes
 from fnrl.types import OffPolicyBatch, Params, Weights
 
 B, GAMMA = 7, 0.9
@@ -247,7 +250,7 @@ def test_random_actions_are_uniform_and_only_where_they_should_be():
     params, obs = actor.init(random.key(0)), random.normal(random.key(1), (4000, 3))
     greedy = actor.act(params, obs, actor.memory(4000), None)[0]
     for epsilon, anything in ((0.3, False), (0.0, True)):
-        noise = actor.noise(random.key(2), 1, 4000, {"epsilon": torch.tensor(epsilon)}, anything)
+        noise = actor.explored(actor.noise(random.key(2), 1, 4000), {"epsilon": torch.tensor(epsilon)}, anything)
         action, *_ = actor.act(params, obs, actor.memory(4000), tree.index(noise, 0))
         share = 1.0 if anything else epsilon
         assert abs(float((action != greedy).float().mean()) - 0.75 * share) < 0.04
@@ -260,7 +263,7 @@ def test_gaussian_exploration_has_its_deviation_and_is_clipped():
     actor = actor_of(BOX, stochastic=False, explore=fnrl.Gaussian(noise_std=0.4))
     params, obs = actor.init(random.key(0)), random.normal(random.key(1), (3000, 3))
     plain = actor.act(params, obs, actor.memory(3000), None)[0]
-    noise = actor.noise(random.key(2), 1, 3000, {"noise_std": torch.tensor(0.4)})
+    noise = actor.explored(actor.noise(random.key(2), 1, 3000), {"noise_std": torch.tensor(0.4)}, False)
     action, env_action, _, _ = actor.act(params, obs, actor.memory(3000), tree.index(noise, 0))
     assert float(action.abs().max()) <= 1.0
     inside = action.abs() < 1.0
@@ -334,6 +337,45 @@ def test_a_run_is_resumed_exactly_and_a_fork_goes_its_own_way(name):
         b, _ = scheme.step(copy, m)
         assert tree.different_bits(scheme.gather(a), scheme.gather(b)) == []
     assert a.env_steps > 24
+
+
+@pytest.mark.parametrize("lanes", [None, 2])
+def test_noise_that_is_drawn_ahead_for_short_rollouts_is_what_each_draws_alone(lanes):
+    parts = dataclasses.replace(parts_of("td3"), storage=fnrl.Replay(capacity=90, warmup=8))
+    scheme = fnrl.Scheme(parts, TOPOLOGIES["simple"])
+    state = scheme.init(fnrl.key(1) if lanes is None else fnrl.seeds(lanes))
+    run, number = scheme._run(state), 0
+    while number < 70:
+        own = state.node.child.child
+        number = own.rollouts
+        alone = run.lift(_draw)(parts.env, parts.actor, 1, own.key, run.number(number))
+        assert tree.same_bits(_drawn(run, own)[0], alone)
+        state, _ = scheme.step(state)
+    assert own.ahead != ()
+    assert scheme.gather(state).node.child.child.ahead == ()
+
+
+@component
+class Watched(fnrl.TD3):
+    """Keeps what its losses were given."""
+
+    seen: ClassVar[list[torch.Tensor]] = []
+
+    def loss(self, actor, params, weights, batch, noise):
+        self.seen.append(noise)
+        return super().loss(actor, params, weights, batch, noise)
+
+
+def test_each_update_has_noise_of_its_own_though_it_is_drawn_for_many():
+    parts = dataclasses.replace(parts_of("td3"), algo=Watched(batch=5, ratio=0.5))
+    scheme = fnrl.Scheme(parts, TOPOLOGIES["simple"])
+    state = scheme.init(fnrl.key(1))
+    scheme.step(state, 60)
+    drawn = [
+        parts.algo.noise(parts.actor, nodes._keys(state.node.child.key, torch.tensor(i), 1)[0, 1], 32, 5)[:30]
+        for i in (0, 10, 20)
+    ]  # of every 32 thirty, for a plan has three
+    assert tree.same_bits(torch.stack(Watched.seen), torch.cat(drawn)[:60])
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -19,10 +19,14 @@ class Actor:
     torso: Network | None
 
     def placed(self, hyper: dict[str, Tensor], places: Tensor) -> dict[str, Tensor]:
-        """The hyper-parameters with which noise is drawn for environments that stand at `places [N]`, in [0, 1], among
+        """The hyper-parameters of `explored` for environments that stand at `places [N]`, in [0, 1], among
         those of all workers: here the same for all.
         """
         return hyper
+
+    def explored(self, noise: Any, hyper: dict[str, Tensor], anything: bool) -> Any:
+        """What was drawn for acting, as it counts with these hyper-parameters: as it is, for who doesn't explore."""
+        return noise
 
     def env_action(self, action: Tensor) -> Tensor:
         """The environment's action: Discrete counted from `start`; Box clipped to [-1, 1] and scaled, if it has

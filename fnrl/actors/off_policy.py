@@ -16,18 +16,18 @@ from fnrl.errors import CompositionError
 from fnrl.networks import MLP, Network, Tensors, linear
 from fnrl.record import record
 from fnrl.spaces import Box, Discrete, EnvSpec
-from fnrl.types import Params, Tree
+from fnrl.types import Params
 
 _WIDE = MLP((256, 256), torch.relu)
 
 
 @record
 class ActionNoise:
-    """What acting draws, `[T, N, ...]`: for the policy's sample, for exploration, and actions that replace them."""
+    """What acting draws, `[T, N, ...]`: for the policy's sample, for exploration, and actions that replace others."""
 
     policy: Tensor
     explore: Tensor
-    replace: Tensor  # bool: whether `action` takes the actor's place
+    replace: Tensor  # uniform; as explored, whether `action` takes the actor's place
     action: Tensor
 
 
@@ -101,25 +101,26 @@ class OffPolicyActorCritic(Actor):
         """As the exploration has it."""
         return hyper if self.explore is None else self.explore.placed(hyper, places)
 
-    def noise(self, key: Tensor, steps: int, n: int, hyper: Tree = (), anything: bool = False) -> ActionNoise:
-        """What `act` needs for `steps` steps of `n` environments, `[T, N, ...]`; with `anything`, random actions."""
+    def noise(self, key: Tensor, steps: int, n: int) -> ActionNoise:
+        """What acting draws for `steps` steps of `n` environments, `[T, N, ...]`; `explored` says what of it counts."""
         keys, size, discrete = random.split(key, 4), self.actions, isinstance(self.spec.action, Discrete)
-        chance = 1.0 if anything else self.explore.chance(hyper) if self.explore else 0.0
         policy = torch.zeros(steps, n, size, device=key.device)
         if self.stochastic and self.policy is not None:
             policy = (random.gumbel if discrete else random.normal)(keys[0], (steps, n, size))
-        explore = torch.zeros(steps, n, 0 if discrete or self.explore is None else size, device=key.device)
-        if explore.shape[-1] and self.explore is not None:
-            explore = self.explore.scale(random.normal(keys[1], (steps, n, size)), hyper)
-        replace = torch.zeros(steps, n, dtype=torch.bool, device=key.device)
-        action = torch.zeros_like(replace, dtype=torch.int64) if discrete else torch.zeros_like(policy)
-        if isinstance(chance, Tensor) or chance > 0.0:
-            replace = random.uniform(keys[2], (steps, n)) < chance
-            if discrete:
-                action = random.randint(keys[3], (steps, n), 0, size)
-            else:
-                action = random.uniform(keys[3], (steps, n, size), -1.0, 1.0)
-        return ActionNoise(policy, explore, replace, action)
+        explore = torch.zeros(steps, n, 0, device=key.device)
+        if not discrete and self.explore is not None:
+            explore = random.normal(keys[1], (steps, n, size))
+        replace = random.uniform(keys[2], (steps, n))
+        if discrete:
+            return ActionNoise(policy, explore, replace, random.randint(keys[3], (steps, n), 0, size))
+        return ActionNoise(policy, explore, replace, random.uniform(keys[3], (steps, n, size), -1.0, 1.0))
+
+    def explored(self, noise: ActionNoise, hyper: dict[str, Tensor], anything: bool) -> ActionNoise:
+        """As far as exploration goes with these hyper-parameters; with `anything`, random actions."""
+        explore, chance = noise.explore, 1.0 if anything else 0.0
+        if self.explore is not None:
+            explore, chance = self.explore.scale(explore, hyper), 1.0 if anything else self.explore.chance(hyper)
+        return ActionNoise(noise.policy, explore, noise.replace < chance, noise.action)
 
     # -- acting -------------------------------------------------------------------------------------------------
 
@@ -172,7 +173,8 @@ class OffPolicyActorCritic(Actor):
         """Values of every critic at features: `[C, B]` of Box actions `[B, A]`, `[C, B, n]` of all Discrete ones."""
         if action is not None:
             x = torch.cat([fit(MLP(), x, self._torso_shape()), action], -1)
-        values = torch.stack([self._head(params.groups, f"critic{i}", self.critic, x) for i in range(self.critics)])
+        each = [self._head(params.groups, f"critic{i}", self.critic, x) for i in range(self.critics)]
+        values = torch.stack(each) if len(each) > 1 else each[0][None]
         if isinstance(self.spec.action, Box):
             return values.squeeze(-1)
         if not self.duelling:

@@ -13,7 +13,7 @@ from fnrl.component import component, option, setting
 from fnrl.distributions import Categorical, Normal
 from fnrl.networks import GRU, MLP, Network, Tensors, linear
 from fnrl.spaces import Box, Discrete, EnvSpec
-from fnrl.types import Params, Tree
+from fnrl.types import Params
 
 
 @component
@@ -69,8 +69,8 @@ class OnPolicyActorCritic(Actor):
         """The memory at the start of an episode, `[n, H]`; H is 0 without recurrence."""
         return torch.zeros(n, self.recurrent.size if self.recurrent else 0)
 
-    def noise(self, key: Tensor, steps: int, n: int, hyper: Tree = (), anything: bool = False) -> Tensor:
-        """What `act` needs for `steps` steps of `n` environments, `[T, N, ...]`; no hyper-parameter matters."""
+    def noise(self, key: Tensor, steps: int, n: int) -> Tensor:
+        """What `act` needs for `steps` steps of `n` environments, `[T, N, ...]`."""
         action = self.spec.action
         if isinstance(action, Discrete):
             return random.gumbel(key, (steps, n, action.n))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
-from fnrl import random
+from fnrl import random, tree
 from fnrl.collect import CollectState, collect_rollout, first_state, restored
 from fnrl.errors import CompositionError
 from fnrl.lift import Run
@@ -53,7 +53,7 @@ class Collect:
 
     def gather(self, run: Run, state: CollectState) -> CollectState:
         """With the simulators' states as records."""
-        return dataclasses.replace(state, env=run.parts.env.gather(state.env))
+        return dataclasses.replace(state, env=run.parts.env.gather(state.env), ahead=())
 
     def restore(self, run: Run, pure: CollectState) -> CollectState:
         """With simulators brought back to where they were."""
@@ -69,17 +69,27 @@ class Collect:
 collect = Collect()
 
 
+_AHEAD = 32  # plans that keys, and updates that noise is drawn for at once
+
+
 @record
 class GradientsState:
-    """The storage, the plan and its cursor, moments to merge at the plan's end, and the node below."""
+    """The storage, the plan and its cursor, moments to merge at the plan's end, and the node below.
+
+    `noise` `[R, ...]` is drawn for more updates than the plan's, where that has few: for the `left` last of them, of so
+    many samples. `keys` `[R, 2, 2]` of this and the next plans follow from the key, so that no record holds them.
+    """
 
     storage: Tree
     batches: Tree
     moments: Tree
     child: Tree
     key: Tensor
+    noise: Tree = ()
+    keys: Tree = ()
     plans: int = host(default=0)
     cursor: int = host(default=0)
+    left: tuple[int, int] = host(default=(0, 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,24 +154,31 @@ class Gradients:
             moments, env_steps = merge_moments(run, moments, rollout.moments), env_steps + rollout.env_steps
             infos += [info, Info({}, (), lags={"scheme/metrics/collection_lag": (weights.version - rollout.version,)})]
         begin = time.perf_counter()
-        keys = run.graph(_keys)(state.key, run.number(state.plans))
+        keys, place = state.keys, state.plans % _AHEAD
+        if place == 0 or isinstance(keys, tuple):
+            keys = run.graph(_keys)(state.key, run.number(state.plans - place), _AHEAD)
+        now = keys.select(-3, place)
         facts = parts.actor, weights, parts.algo.plan, self.envs(parts)
         lift = run.graph if parts.storage.fixed else run.lift
-        storage, data, index = parts.storage.batches(lift, storage, *facts, keys.select(-2, 0), parts.env)
-        noise = run.graph(parts.algo.noise)(parts.actor, keys.select(-2, 1), *index.shape[-2:])
-        batches = Batches(data, index, noise)
+        storage, data, index = parts.storage.batches(lift, storage, *facts, now.select(-2, 0), parts.env)
+        updates, batch = index.shape[-2:]
+        noise, (left, size) = state.noise, state.left
+        if left < updates or size != batch:
+            left = max(updates, _AHEAD)
+            noise = run.graph(parts.algo.noise)(parts.actor, now.select(-2, 1), left, batch)
+        used = tree.map(lambda x: x.narrow(run.axis, x.shape[run.axis] - left, updates), noise)
         info = merge_infos(infos)
         info.report["time/batches"] = time.perf_counter() - begin
-        return (
-            dataclasses.replace(state, storage=storage, batches=batches, moments=moments, child=child),
-            info,
-            env_steps,
-        )
+        made = GradientsState(
+            storage, Batches(data, index, used), moments, child, state.key, noise, keys, state.plans, state.cursor,
+            (left - updates, batch),
+        )  # fmt: skip
+        return made, info, env_steps
 
     def gather(self, run: Run, state: GradientsState) -> GradientsState:
         """The storage and the node below, gathered."""
         child, storage = self.child.gather(run, state.child), run.parts.storage.gather(state.storage, run.copy)
-        return dataclasses.replace(state, child=child, storage=storage)
+        return dataclasses.replace(state, child=child, storage=storage, keys=())
 
     def restore(self, run: Run, pure: GradientsState) -> GradientsState:
         """The storage and the node below, restored."""
@@ -174,8 +191,9 @@ class Gradients:
         self.child.close(run, state.child)
 
 
-def _keys(key: Tensor, number: Tensor) -> Tensor:
-    return random.split(random.fold_in(key, number))
+def _keys(key: Tensor, first: Tensor, plans: int) -> Tensor:
+    numbers = first + torch.arange(plans, device=key.device)
+    return torch.func.vmap(lambda number: random.split(random.fold_in(key, number)))(numbers)
 
 
 def _gradient(algo: Any, storage: Any, actor: Any, weights: Weights, data: Any, rows: Tensor, noise: Tree) -> Any:
