@@ -136,8 +136,10 @@ def clip_by_group_norm(grads: Tensor, layout: Layout, limit: Tensor) -> tuple[Te
 
 
 def polyak(target: Tensor, online: Tensor, tau: Tensor) -> Tensor:
-    """`(1 - tau) target + tau online`, exactly `online` at tau = 1 (arXiv 1509.02971)."""
-    return torch.where(tau == 1.0, online, torch.lerp(target, online, tau))
+    """`(1 - tau) target + tau online` (arXiv 1509.02971); by torch's formula exactly `target` at tau = 0 and `online`
+    at tau = 1.
+    """
+    return torch.lerp(target, online, tau)
 
 
 def _one_minus_power(base: float, exponent: Tensor) -> Tensor:

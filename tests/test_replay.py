@@ -409,10 +409,59 @@ class Lenient(Replay):
         return super().gather(dataclasses.replace(state, token=state.token.owner.token()), copy)
 
 
-@pytest.mark.parametrize("prioritised", [None, Prioritised()])
+class Lopsided(Replay):
+    """Draws the older half."""
+
+    def draw(self, ring, hyper, words, start, size):
+        return super().draw(ring, hyper, words // 2, start, size)
+
+
+class Deaf(Replay):
+    """Takes no errors."""
+
+    def feedback(self, state, data, rows, priority):
+        return state
+
+
+class Unweighted(Replay):
+    """Corrects nothing."""
+
+    def draw(self, ring, hyper, words, start, size):
+        index, weight = super().draw(ring, hyper, words, start, size)
+        return index, torch.ones_like(weight)
+
+
+class Reset(Replay):
+    """Takes the next episode's first observation for the successor of the last one's end."""
+
+    def sample(self, ring, *args):
+        return super().sample(dataclasses.replace(ring, final_at=torch.full_like(ring.final_at, -1)), *args)
+
+
+class Immortal(Replay):
+    """Takes a termination for a time limit."""
+
+    def sample(self, ring, *args):
+        return super().sample(dataclasses.replace(ring, terminated=torch.zeros_like(ring.terminated)), *args)
+
+
+@pytest.mark.parametrize("prioritised", [None, Prioritised(), Prioritised(alpha=0.0)])
 def test_the_kit_has_laws_for_replays(prioritised):
-    storage = Replay(capacity=14, steps=2, n_step=2, prioritised=prioritised)
-    check_storage(storage)
-    for wrong, law in ((Careless, "a fork is not touched"), (Lenient, "only the newest")):
-        with pytest.raises(LawError, match=law):
-            check_storage(wrong(capacity=14, steps=2))
+    check_storage(Replay(capacity=14, steps=2, n_step=2, prioritised=prioritised), max_examples=2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "law"),
+    [
+        (Careless(capacity=14, steps=2), "a fork is not touched"),
+        (Lenient(capacity=14, steps=2), "only the newest"),
+        (Lopsided(capacity=14, steps=2), "drawn alike"),
+        (Deaf(capacity=14, steps=2, prioritised=Prioritised()), "follow their errors"),
+        (Unweighted(capacity=14, steps=2, prioritised=Prioritised()), "follow their errors.*weight"),
+        (Reset(capacity=14, steps=2), "as it was collected.*next_obs"),
+        (Immortal(capacity=14, steps=2), "as it was collected.*discount"),
+    ],
+)
+def test_the_kit_catches_replays_that_break_them(wrong, law):
+    with pytest.raises(LawError, match=law):
+        check_storage(wrong)

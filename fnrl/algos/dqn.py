@@ -61,10 +61,10 @@ class DQN(Algorithm):
 
     def move_target(self, target: Params, params: Params, hyper: dict[str, Tensor], updates: Tensor) -> Params:
         """At every `target_every`-th update."""
-        moved = polyak(target.vector, params.vector, hyper["tau"])
+        tau = hyper["tau"]
         if self.target_every > 1:
-            moved = torch.where((updates + 1) % self.target_every == 0, moved, target.vector)
-        return Params(moved, params.layout)
+            tau = torch.where((updates + 1) % self.target_every == 0, tau, 0.0)
+        return Params(polyak(target.vector, params.vector, tau), params.layout)
 
     def loss(
         self, actor: OffPolicyActorCritic, params: Params, weights: Weights, batch: OffPolicyBatch, noise: Tree

@@ -54,10 +54,10 @@ class _DeterministicPolicyGradient(Algorithm):
 
     def move_target(self, target: Params, params: Params, hyper: dict[str, Tensor], updates: Tensor) -> Params:
         """`Q' = (1 - tau) Q' + tau Q`, and the policy's alike, whenever the policy moves."""
-        moved = polyak(target.vector, params.vector, hyper["tau"])
+        tau = hyper["tau"]
         if self._every > 1:
-            moved = torch.where(self._due(updates), moved, target.vector)
-        return Params(moved, params.layout)
+            tau = torch.where(self._due(updates), tau, 0.0)
+        return Params(polyak(target.vector, params.vector, tau), params.layout)
 
     def _due(self, updates: Tensor) -> Tensor:
         return (updates + 1) % self._every == 0

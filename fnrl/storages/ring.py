@@ -176,13 +176,18 @@ class Ring(Owner):
         token = self.advance()
         self._forget(first, length)
         given = [_array(getattr(steps, n)) for n in _COLUMNS]
-        for column, x in zip(self._columns, given, strict=True):
-            self._write(column, x, first)
+        if first + length <= whole:
+            at = (*self._lead, slice(first, first + length))
+            for column, x in zip(self._columns, given, strict=True):
+                column[at] = x
+        else:
+            for column, x in zip(self._columns, given, strict=True):
+                self._write(column, x, first)
         self.cursor = (first + length) % whole
-        newest = _array(steps.next_obs)[(*self._lead, slice(length - 1, None))]
-        self._write(self._columns[0], newest, self.cursor)
+        newest = _array(steps.next_obs)[(*self._lead, length - 1)]
+        self._columns[0][(*self._lead, self.cursor)] = newest
         before, self.size = self.size, min(self.size + length, self.capacity)
-        if (given[-1] | given[-2]).any():
+        if given[-1].any() or given[-2].any():
             self._keep_finals(steps, first)
         if self.spans is not None:
             self.spans.follow(steps.terminated | steps.truncated, first, before)
@@ -257,7 +262,7 @@ class Ring(Owner):
         end = first + length
         for rows in (slice(first, end), *([slice(end - self.whole)] if end > self.whole else ())):
             gone = self._final_at[:, rows]
-            if bool((gone >= 0).any()):
+            if gone.max() >= 0:
                 for free, lane in zip(self.free, gone, strict=True):
                     free.extend(lane[lane >= 0].tolist())
                 gone[...] = -1

@@ -38,8 +38,9 @@ def check_storage(
     """The laws of a storage, with `actor` (by default one without memory and one with), and the plan and
     hyper-parameters of `algo` (by default PPO's, in two epochs of two minibatches).
 
-    Of a replay: appends in place agree with those to copies, stale states are refused, forks are apart, and what is
-    saved comes back. The rest is of on-policy storages.
+    Of a replay: appends in place agree with those to copies, stale states are refused, forks are apart, what is saved
+    comes back, samples of one step are the transitions that were collected, drawn alike (chi-square), or by their
+    errors where it is `prioritised` (fnrl.Prioritised). The rest is of on-policy storages.
 
     Besides purity, determinism, lanes, finiteness and being a value: nothing is lost, every sample is used once an
     epoch and as it was collected, time limits and the rollout's end bootstrap from the true successor, terminations
