@@ -74,10 +74,16 @@ Command = list[str]
 
 
 def ours(
-    work: str, seeds: int, plans: int, how: str = "compiled", python: str = sys.executable, shards: int = 1
+    work: str,
+    seeds: int,
+    plans: int,
+    how: str = "compiled",
+    python: str = sys.executable,
+    shards: int = 1,
+    threads: int = 1,
 ) -> Command:
     """fnrl's process, with others for its shards if there are several."""
-    return [python, str(HERE / "peers" / "lanes_fnrl.py"), work, *map(str, (seeds, plans, how, shards))]
+    return [python, str(HERE / "peers" / "lanes_fnrl.py"), work, *map(str, (seeds, plans, how, shards, threads))]
 
 
 def in_jax(seeds: int, rollouts: int, devices: int = 1) -> Command:
@@ -195,20 +201,47 @@ def case_lanes_mujoco(args: argparse.Namespace) -> Iterator[Row]:
     yield from against("lanes-mujoco", "8 seeds: steps/s over stable-baselines3", told["fnrl"], told["sb3"], 1.6)
 
 
-def case_off_policy(args: argparse.Namespace) -> Iterator[Row]:
-    """SAC on Pendulum-v1 and DQN on CartPole-v1, batch 256, 2 x 256, an update a step: updates/s, from end to end."""
-    for work in ("sac", "dqn"):
-        script = [peer_python("sb3", [SB3]), str(HERE / "peers" / "off_policy_sb3.py"), work, "300"]
-        sides = {how: [ours(work, 1, 300, how)] for how in ("eager", "compiled")}
-        if work == "sac":
-            sides["lanes"] = [ours(work, 8, 60)]
-        told = rates(args, "updates", {**sides, **{f"sb3 {n}": [[*script, str(n)]] for n in (1, 2)}})
-        best = [max(each) for each in zip(told["sb3 1"], told["sb3 2"], strict=True)]
-        peer = "stable-baselines3, its faster thread count"
-        yield from against("off-policy", f"{work}, eager: updates/s over {peer}", told["eager"], best, 1.0)
-        yield from against("off-policy", f"{work}, compiled: updates/s over {peer}", told["compiled"], best, 1.6)
-        if work == "sac":
-            yield from against("off-policy", f"sac, 8 seeds: updates/s over {peer}", told["lanes"], best, 3.0)
+THREADS = (1, 2)
+FASTER = "updates/s over stable-baselines3, each at its faster thread count"
+
+
+def off_policy(args: argparse.Namespace, work: str, sides: dict[str, Command]) -> Iterator[tuple[str, Any, Any]]:
+    """The updates a second of each side that is named `NAME THREADS`, at the better of its thread counts, by name; and
+    stable-baselines3's alike.
+    """
+    script = [peer_python("sb3", [SB3]), str(HERE / "peers" / "off_policy_sb3.py"), work, "300"]
+    told = rates(
+        args, "updates", {n: [c] for n, c in sides.items()} | {f"sb3 {n}": [[*script, str(n)]] for n in THREADS}
+    )
+    names = dict.fromkeys(side.rsplit(" ", 1)[0] for side in told)
+    best = {
+        name: [max(each) for each in zip(*(told[s] for s in told if s.rsplit(" ", 1)[0] == name), strict=True)]
+        for name in names
+    }
+    yield from ((name, best[name], best["sb3"]) for name in names if name != "sb3")
+
+
+def case_off_policy_sac(args: argparse.Namespace) -> Iterator[Row]:
+    """SAC on Pendulum-v1, batch 256, 2 x 256, an update a step: updates/s, from end to end."""
+    yield from _off_policy(args, "sac")
+
+
+def case_off_policy_dqn(args: argparse.Namespace) -> Iterator[Row]:
+    """DQN on CartPole-v1, likewise."""
+    yield from _off_policy(args, "dqn")
+
+
+def _off_policy(args: argparse.Namespace, work: str) -> Iterator[Row]:
+    hows = {"eager": 1.0, "compiled": 1.6}
+    sides = {f"{how} {n}": ours(work, 1, 30, how, threads=n) for how in hows for n in THREADS}
+    for how, mine, theirs in off_policy(args, work, sides):
+        yield from against(f"off-policy-{work}", f"{how}: {FASTER}", mine, theirs, hows[how])
+
+
+def case_off_policy_lanes(args: argparse.Namespace) -> Iterator[Row]:
+    """The same SAC, 8 seeds compiled in two shards of a thread each; theirs one after another."""
+    for _, mine, theirs in off_policy(args, "sac", {"lanes 1": ours("sac", 8, 5, shards=2)}):
+        yield from against("off-policy-lanes", f"8 seeds: {FASTER}", mine, theirs, 3.0)
 
 
 def case_compiling(args: argparse.Namespace) -> Iterator[Row]:
@@ -270,7 +303,9 @@ if __name__ == "__main__":
             "lanes-jax-32": case_lanes_jax_32,
             "lanes-sb3": case_lanes_sb3,
             "lanes-mujoco": case_lanes_mujoco,
-            "off-policy": case_off_policy,
+            "off-policy-sac": case_off_policy_sac,
+            "off-policy-dqn": case_off_policy_dqn,
+            "off-policy-lanes": case_off_policy_lanes,
             "compiling": case_compiling,
             "memory": case_memory,
             "breakdown": case_breakdown,

@@ -344,11 +344,10 @@ def test_noise_that_is_drawn_ahead_for_short_rollouts_is_what_each_draws_alone(l
     parts = dataclasses.replace(parts_of("td3"), storage=fnrl.Replay(capacity=90, warmup=8))
     scheme = fnrl.Scheme(parts, TOPOLOGIES["simple"])
     state = scheme.init(fnrl.key(1) if lanes is None else fnrl.seeds(lanes))
-    run, number = scheme._run(state), 0
-    while number < 70:
+    run, own = scheme._run(state), state.node.child.child
+    while own.rollouts < 70:
         own = state.node.child.child
-        number = own.rollouts
-        alone = run.lift(_draw)(parts.env, parts.actor, 1, own.key, run.number(number))
+        alone = run.lift(_draw)(parts.env, parts.actor, 1, own.key, run.number(own.rollouts))
         assert tree.same_bits(_drawn(run, own)[0], alone)
         state, _ = scheme.step(state)
     assert own.ahead != ()

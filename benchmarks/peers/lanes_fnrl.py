@@ -1,8 +1,9 @@
-"""fnrl's side of the benchmarks of lanes and of compilation: `WORK SEEDS PLANS eager|compiled [SHARDS]` -> JSON.
+"""fnrl's side of the benchmarks of lanes and of compilation: `WORK SEEDS PLANS eager|compiled [SHARDS [THREADS]]` ->
+JSON.
 
 The work is `cartpole` (PPO on the pure environment), `cheetah` (PPO on MuJoCo's HalfCheetah-v5), `sac` or `dqn`. Lanes
-of seeds where there are several; of `cheetah` and the off-policy works a plan is a rollout and what it earns. Over
-several SHARDS the lanes are sharded on Ray, and processor time is wall time times shards.
+of seeds where there are several; of `cheetah` a plan is a rollout and what it earns, of the off-policy works ten of
+those. Over several SHARDS the lanes are sharded on Ray, and processor time is wall time times shards.
 """
 
 import dataclasses
@@ -38,28 +39,29 @@ def parts_of(work: str) -> fnrl.Parts:
 
 
 work, seeds, plans, how = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-shards = int((*sys.argv[5:], 1)[0])
-torch.set_num_threads(1)
+shards, threads = (int(x) for x in (*sys.argv[5:], "1", "1")[:2])
+torch.set_num_threads(threads)
 parts = parts_of(work)
 topology = fnrl.centralised(fnrl.gradients(fnrl.collect))
 scheme = fnrl.Scheme(parts, topology, compile=how == "compiled")
 if shards > 1:
     scheme = dataclasses.replace(scheme, topology=fnrl.sharded(topology, shards), executor=fnrl.Ray())
+at_once = scheme.updates * (10 if work in ("sac", "dqn") else 1)
 key = fnrl.key(0) if seeds == 1 else torch.stack([fnrl.key(i) for i in range(seeds)])
 state, begin, compiling = scheme.init(key), time.perf_counter(), 0.0
 for _ in range(3):
-    state, info = scheme.step(state, scheme.updates)
+    state, info = scheme.step(state, at_once)
     compiling += info.report.get("time/compile", 0.0)
 first, before = time.perf_counter() - begin, state.env_steps
 report: dict[str, float] = defaultdict(float)
 begin, cpu = time.perf_counter(), time.process_time()
 for _ in range(plans):
-    state, info = scheme.step(state, scheme.updates)
+    state, info = scheme.step(state, at_once)
     for name, value in info.report.items():
         report[name] += value
 seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
 cpu = cpu if shards == 1 else shards * seconds
-took = {"steps": seeds * (state.env_steps - before), "updates": seeds * plans * scheme.updates, "seconds": seconds}
+took = {"steps": seeds * (state.env_steps - before), "updates": seeds * plans * at_once, "seconds": seconds}
 took |= {"cpu": cpu, "first": first, "compile": compiling, "memory": peak_memory(), "report": report}
 scheme.close(state)
 print(json.dumps(took))
