@@ -186,7 +186,7 @@ class CellOwner(Owner):
 
         terms = self.terms
         # Told to stop while it runs, a call needs a thread of its own, and then Ray's main thread wakes 500 times a
-        # second to look for signals, which takes 3 to 5 % of a call's time: so only where a call may be stopped.
+        # second to look for signals (one of two cells lost 25 of 465 ms to it): so only where a call may be stopped.
         groups = {"concurrency_groups": {"control": 1}} if terms.stoppable else {}
         remote: Any = ray.remote
         actor = remote(max_restarts=0, **groups)(Cell)
