@@ -89,8 +89,9 @@ def loop_gae(steps: Transition, value: np.ndarray, after: np.ndarray) -> np.ndar
 
 
 @pytest.mark.parametrize("normalised", [False, True])
-@pytest.mark.parametrize("recurrent", [False, True])
-def test_prepare_is_the_paper_one_number_at_a_time(recurrent, normalised):
+@pytest.mark.parametrize(("recurrent", "piece"), [(False, 128), (True, 128), (False, 8), (False, 3)])
+def test_prepare_is_the_paper_one_number_at_a_time(recurrent, piece, normalised, monkeypatch):
+    monkeypatch.setattr("fnrl.storages.rollout._PIECE", piece)
     actor = actor_of(recurrent)
     normaliser = ()
     if normalised:
