@@ -482,6 +482,16 @@ def test_bits_resume_exactly(lanes):
     resumes(scheme, torch.stack([fnrl.key(0), fnrl.key(1)]) if lanes else fnrl.key(0), 11, 26)
 
 
+@pytest.mark.slow
+def test_compiled_hindsight_agrees_with_eager_and_resumes_exactly():
+    scheme = scheme_of(BitFlipping(4, num_envs=3), n_step=2, hindsight=Hindsight(strategy=FutureGoals()))
+    compiled = dataclasses.replace(scheme, compile=True)
+    resumes(compiled, fnrl.key(0), 11, 26)
+    (a, _), (b, _) = (s.step(s.init(fnrl.key(2)), 4) for s in (scheme, compiled))
+    assert (a.env_steps, a.version) == (b.env_steps, b.version)
+    torch.testing.assert_close(a.weights.params.vector, b.weights.params.vector, rtol=1e-3, atol=1e-4)
+
+
 def resumes(scheme, key, n, m):
     """run(n + m) is resume(run(n), m), and the ring turns meanwhile."""
     whole, _ = scheme.step(scheme.init(key), n + m)

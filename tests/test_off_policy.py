@@ -455,7 +455,6 @@ def agent(kind, env):
 LEARNING = [
     (kind, probe)
     for probe in probes.PROBES
-    if isinstance(probe, probes.DiscountedReward | probes.ActionObservationReward)
     for kind in (("sac", "td3", "ddpg") if probe.continuous else ("sac", "dqn"))
 ]
 
