@@ -209,9 +209,10 @@ def _acting(run: Run, weights: Weights) -> tuple[Any, bool, Any, Tree, dict[str,
 
 
 def _explore(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`act` to learn: of what `_acting` gives, the observation, the memory and the noise."""
+    """`act` to learn: of what `_acting` gives, the observation, the memory and the noise; without noise, not to."""
     actor, anything, params, normaliser, hyper, places, obs, memory, noise = args
-    noise = actor.explored(noise, actor.placed(hyper, places), anything)
+    if noise is not None:
+        noise = actor.explored(noise, actor.placed(hyper, places), anything)
     return act(actor, params, normaliser, obs, memory, noise)
 
 

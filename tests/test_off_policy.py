@@ -377,6 +377,20 @@ def test_each_update_has_noise_of_its_own_though_it_is_drawn_for_many():
     assert tree.same_bits(torch.stack(Watched.seen), torch.cat(drawn)[:60])
 
 
+@pytest.mark.parametrize("hosted", [False, True])
+@pytest.mark.parametrize("lanes", [None, 2])
+def test_an_evaluation_explores_nothing(hosted, lanes):
+    env = fnrl.envs.gym("CartPole-v1", num_envs=2) if hosted else fnrl.envs.CartPole(num_envs=2)
+    found = []
+    for explore in (fnrl.EpsilonGreedy(epsilon=1.0), None):
+        actor = fnrl.OffPolicyActorCritic(env.spec, None, fnrl.MLP((8,)), critics=1, explore=explore)
+        parts = fnrl.Parts(env, actor, fnrl.DQN(batch=8), fnrl.Replay(capacity=64, warmup=8))
+        key = fnrl.key(0) if lanes is None else fnrl.seeds(lanes)
+        state = fnrl.Scheme(parts, TOPOLOGIES["simple"]).init(key)
+        found.append(fnrl.evaluate(parts, state.weights, key, episodes=4).returns)
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_lanes_are_bit_equal_for_any_count_and_agree_with_solo(name):
     scheme = fnrl.Scheme(parts_of(name), TOPOLOGIES["simple"])
