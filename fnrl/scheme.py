@@ -12,9 +12,7 @@ from fnrl.component import nearest
 from fnrl.errors import CompositionError
 from fnrl.executor.base import Executor
 from fnrl.executor.inline import Inline
-from fnrl.graphs import SPENT
 from fnrl.lift import Run
-from fnrl.merge import merge_infos
 from fnrl.parts import Parts
 from fnrl.record import host, record
 from fnrl.topology.drawing import draw
@@ -121,14 +119,7 @@ class Scheme:
         """
         if updates < 1:
             raise ValueError(f"step(updates={updates}): expected at least 1")
-        run, infos, node, before = self._run(state), [], state.node, SPENT.seconds
-        at_once = {"updates": updates} if getattr(self.topology, "fuses", False) else {}
-        for _ in range(1 if at_once else updates):
-            node, _, info = self.topology.step(run, node, (), **at_once)
-            infos.append(info)
-        info = infos[0] if len(infos) == 1 else merge_infos(infos)
-        if SPENT.seconds > before:
-            info = dataclasses.replace(info, report={**info.report, "time/compile": SPENT.seconds - before})
+        node, info = self.topology.steps(self._run(state), state.node, updates)
         return self._with(state, node), info
 
     def gather(self, state: SchemeState, copy: bool = True) -> SchemeState:

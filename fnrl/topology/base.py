@@ -5,13 +5,16 @@ turn its state into pure records and back. Keys are folded in along the path, so
 it stands, not on when or where it runs.
 """
 
+import dataclasses
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from fnrl import random
 from fnrl.errors import CheckpointError, CompositionError
+from fnrl.graphs import SPENT
 from fnrl.lift import Run
+from fnrl.merge import merge_infos
 from fnrl.parts import Parts
 from fnrl.types import Info
 
@@ -40,6 +43,27 @@ class Node(Protocol):
     def restore(self, run: Run, pure: Any) -> Any: ...
 
     def close(self, run: Run, state: Any) -> None: ...
+
+
+class Root:
+    """Base of nodes that produce weights: what stands at the top, and may do several updates in one call."""
+
+    produces: ClassVar[str] = "weights"
+
+    def step(self, run: Run, state: Any, weights: Any = ()) -> tuple[Any, Any, Info]:
+        """One update, and the weights after it."""
+        raise TypeError(f"{type(self).__name__} must define step")
+
+    def steps(self, run: Run, state: Any, updates: int) -> tuple[Any, Info]:
+        """Some updates, one after another; what is told of them is merged, with the seconds that compiling took."""
+        infos, before = [], SPENT.seconds
+        for _ in range(updates):
+            state, _, info = self.step(run, state)
+            infos.append(info)
+        info = infos[0] if updates == 1 else merge_infos(infos)
+        if SPENT.seconds > before:
+            info = dataclasses.replace(info, report={**info.report, "time/compile": SPENT.seconds - before})
+        return state, info
 
 
 def fold(run: Run, key: Tensor, i: int) -> Tensor:

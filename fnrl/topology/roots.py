@@ -16,7 +16,7 @@ from fnrl.lift import Run
 from fnrl.merge import merge_infos, merge_updates
 from fnrl.parts import Parts
 from fnrl.record import host, record
-from fnrl.topology.base import as_many, fold, own, require, whole
+from fnrl.topology.base import Root, as_many, fold, own, require, whole
 from fnrl.topology.workers import Round, round_of, told
 from fnrl.types import Info, Tree, Update, Weights
 
@@ -34,11 +34,10 @@ class RootState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Centralised:
+class Centralised(Root):
     """Applies updates in one place and sends weights down."""
 
     child: Any
-    produces: ClassVar[str] = "weights"
 
     def __post_init__(self) -> None:
         require("centralised", self.child, "updates")
@@ -175,7 +174,7 @@ class DecentralisedState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Decentralised:
+class Decentralised(Root):
     """`workers` replicas that each apply the averaged update themselves. See `decentralised`."""
 
     child: Any
@@ -183,7 +182,6 @@ class Decentralised:
     quorum: float = 1.0
     samples: float = 1.0
     check_every: int = 100
-    produces: ClassVar[str] = "weights"
 
     def __post_init__(self) -> None:
         require("decentralised", self.child, "updates")

@@ -13,12 +13,10 @@ from torch.nn import functional as F
 from fnrl import tree
 from fnrl.apply import declared, first_algo
 from fnrl.errors import CompositionError, DeadLaneWarning
-from fnrl.graphs import SPENT
 from fnrl.lift import Run
-from fnrl.merge import merge_infos
 from fnrl.parts import Parts
 from fnrl.record import host, record
-from fnrl.topology.base import fold, own, require, whole
+from fnrl.topology.base import Root, fold, own, require, whole
 from fnrl.topology.roots import RootState
 from fnrl.types import Info, Tree, Weights
 
@@ -52,13 +50,7 @@ class Shard:
         """Some updates of its lanes; what is told of them is merged."""
         if order.hyper:
             state = _with_hyper(self.child, state, order.hyper, order.pinned)
-        infos, before = [], SPENT.seconds
-        for _ in range(order.updates):
-            state, _, info = self.child.step(run, state)
-            infos.append(info)
-        info = infos[0] if len(infos) == 1 else merge_infos(infos)
-        if SPENT.seconds > before:
-            info = dataclasses.replace(info, report={**info.report, "time/compile": SPENT.seconds - before})
+        state, info = self.child.steps(run, state, order.updates)
         return state, RootState(dataclasses.replace(state.algo, opt=()), (), state.pinned, state.settled), info
 
     def gather(self, run: Run, state: RootState) -> RootState:
@@ -86,13 +78,11 @@ class ShardedState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sharded:
+class Sharded(Root):
     """`workers` shards of the lanes, each a program of its own in its executor's place. See `sharded`."""
 
     child: Any
     workers: int
-    produces: ClassVar[str] = "weights"
-    fuses: ClassVar[bool] = True  # several updates in one step
 
     def __post_init__(self) -> None:
         require("sharded", self.child, "weights")
@@ -125,10 +115,13 @@ class Sharded:
         algo = dataclasses.replace(first_algo(run, fold(run, key, 0)), opt=())
         return ShardedState(algo, made, ShardOrder(()))
 
-    def step(
-        self, run: Run, state: ShardedState, weights: Any = (), updates: int = 1
-    ) -> tuple[ShardedState, Weights, Info]:
-        """Some updates of every lane, in one round of calls. Errors: NonFiniteError when no lane of a shard is left."""
+    def step(self, run: Run, state: ShardedState, weights: Any = ()) -> tuple[ShardedState, Weights, Info]:
+        """One update of every lane. Errors: NonFiniteError when no lane of a shard is left."""
+        state, info = self.steps(run, state, 1)
+        return state, state.algo.weights, info
+
+    def steps(self, run: Run, state: ShardedState, updates: int) -> tuple[ShardedState, Info]:
+        """Some updates of every lane, in one round of calls. Errors: as of one."""
         runs, node = self._runs(run), Shard(self.child)
         order = dataclasses.replace(state.order, updates=updates)
         orders = _split(order, runs) if order.hyper else [order] * len(runs)
@@ -140,7 +133,7 @@ class Sharded:
         for i in torch.nonzero(new).flatten().tolist():
             warnings.warn(f"lane {run.numbers[i]} is dead in its shard", DeadLaneWarning, stacklevel=3)
         after = ShardedState(root.algo, tuple(shards), ShardOrder(()), root.pinned, root.settled)
-        return after, root.algo.weights, _joined_info(infos)
+        return after, _joined_info(infos)
 
     def set(self, state: ShardedState, algo: Any, pinned: tuple[str, ...]) -> ShardedState:
         """With the hyper-parameters of `algo` from now on; shards are told at their next step."""
