@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fnrl import checkpoint, lanes, logs, plots, random, saved, tree
-from fnrl.checkpoint import Checkpoints, CheckpointWarning
+from fnrl.checkpoint import CheckpointWarning
 from fnrl.component import printed
 from fnrl.errors import CheckpointError, StaleStateError
 from fnrl.evaluate import Evaluation, evaluate
@@ -26,6 +26,7 @@ from fnrl.history import History, LaneHistory, faults_of
 from fnrl.interrupts import Held, terminating
 from fnrl.merge import merge_infos
 from fnrl.policy import FILE, policy_of, save_lanes
+from fnrl.rundir import RunDirectory
 from fnrl.saved import LearnerState
 from fnrl.scheme import Scheme, SchemeState
 from fnrl.settings import Evaluate, Settings, idle_rates, of_evaluation
@@ -68,11 +69,7 @@ class Learner:
         which = () if seeds is None else lanes.named(seeds, repeated=lanes.swept(scheme.parts))
         settings = Settings(seed, target_steps, save_every, keep, **of_evaluation(evaluation), seeds=which)
         with self._opening(scheme, settings, evaluation, log_dir):
-            if self._store and self._store.paths():
-                raise CheckpointError(
-                    f"{self._store.directory} already holds a run (newest: {self._store.paths()[-1].name}): go on with "
-                    "it (fnrl resume, or Learner.resume), or give this run a directory of its own"
-                )
+            self._home.refuse_a_run()
             with Held():
                 self.state = scheme.init(settings.keys())
             self._start(None)
@@ -131,8 +128,7 @@ class Learner:
                     self.state, info = self.scheme.step(self.state)
                     self._history.update(info, time.perf_counter() - begin)
                     self._note_faults(info)
-                    if self._logs:
-                        self._logs.choices(self.state.version, info.choices)
+                    self._home.choices(self.state.version, info.choices)
                     if self.state.version == 1 and self.scheme.parts.storage.warmup:
                         self._history.begin_pace(self.state.env_steps)
             except Exception as error:
@@ -149,11 +145,11 @@ class Learner:
     @property
     def directory(self) -> Path | None:
         """The run's directory, if it has one."""
-        return self._store.directory if self._store else None
+        return self._home.path
 
     def done(self) -> bool:
         """Whether the target is reached, and the rollout that reached it has been learnt from in full."""
-        return self.state.env_steps >= self.settings.target_steps and self._plan_ended()
+        return self.state.env_steps >= self.settings.target_steps and self.state.settled
 
     def print_info(self) -> None:
         """Prints where the run stands."""
@@ -180,7 +176,7 @@ class Learner:
         lanes each has a file, `policy-lane3.safetensors`.
         """
         if path is None:
-            path = self._directory("save_model(path=...) needs a path") / FILE
+            path = self._home.store("save_model(path=...) needs a path").directory / FILE
         weights, actor = self.state.weights, self.scheme.parts.actor
         if self.state.lanes is None:
             return policy_of(actor, weights).save(path)
@@ -208,11 +204,10 @@ class Learner:
 
     def save(self) -> Path:
         """Writes a checkpoint of everything. Errors: CheckpointError; ValueError without log_dir."""
-        self._directory("save() needs a directory")
-        assert self._store is not None
+        store = self._home.store("save() needs a directory")
         if self._saved is None or self._saved[0] is not self.state or self._saved[1] is not self._history.test:
             state = LearnerState(self.scheme.gather(self.state, copy=False), self._history.told(), self.settings)
-            path = self._store.save(state, step=self.state.env_steps, config=self.scheme, metrics=self.get_metrics())
+            path = store.save(state, step=self.state.env_steps, config=self.scheme, metrics=self.get_metrics())
             self._saved, self._saved_steps = (self.state, self._history.test, path), self.state.env_steps
         return self._saved[2]
 
@@ -282,11 +277,9 @@ class Learner:
         self.scheme, self.settings, self.evaluation = scheme, settings, evaluation
         self._closing, self._closed, self._fresh = contextlib.ExitStack(), False, True
         self._inside = contextlib.ExitStack()  # of a `with` block
-        self._store = Checkpoints(log_dir, settings.keep) if log_dir is not None else None
-        self._logs: logs.Logs | None = None
+        self._home = RunDirectory(log_dir, settings.keep)
         self._saved: tuple[SchemeState, Evaluation | None, Path] | None = None
-        if self._store:
-            self._closing.callback(self._store.close)
+        self._closing.callback(self._home.close)
         try:
             yield
         except BaseException:
@@ -298,18 +291,16 @@ class Learner:
         version, steps = self.state.version, self.state.env_steps
         self._history = self._history_of(told)
         self._line_at, self._saved_steps = version, steps
-        if self._store:
-            self._logs = logs.Logs(self._store.directory, None if told is None else version)
-            self._closing.callback(self._logs.close)
-            said = {"scheme": printed(self.scheme), "learner": dataclasses.asdict(self.settings)}
-            self._logs.config(said | ({"faults": self._history.faults} if self._history.faults else {}))
+        said = {"scheme": printed(self.scheme), "learner": dataclasses.asdict(self.settings)}
+        faults = {"faults": self._history.faults} if self._history.faults else {}
+        self._home.begin(None if told is None else version, said | faults)
 
     def _note_faults(self, info: Info) -> None:
         """Tells of workers that were replaced: at once, and in the run's configuration."""
         faults = faults_of(info)
-        if faults and self._logs:
+        if faults:
             self._event("recovered", faults)
-            self._logs.amend({"faults": self._history.faults})
+            self._home.amend({"faults": self._history.faults})
 
     def _history_of(self, told: Any) -> History:
         about = self._updates_of_a_line(), self.state.env_steps
@@ -321,11 +312,8 @@ class Learner:
         rollout = self.scheme.parts.storage.steps * self.scheme.topology.envs(self.scheme.parts)
         return self.scheme.updates * math.ceil(_LINE / rollout)
 
-    def _plan_ended(self) -> bool:
-        return self.state.settled
-
     def _between_plans(self) -> None:
-        if not self._plan_ended():
+        if not self.state.settled:
             return
         self._evaluate_when_due()
         every = self._updates_of_a_line()
@@ -333,7 +321,7 @@ class Learner:
             self._history.pace.append((self.state.env_steps, self._history.busy))
             self._tell()
         every = self.settings.save_every
-        if self._store and self.state.env_steps // every > self._saved_steps // every:
+        if self._home and self.state.env_steps // every > self._saved_steps // every:
             try:
                 self.save()
             except CheckpointError as error:
@@ -346,34 +334,32 @@ class Learner:
 
     def _evaluate_when_due(self) -> None:
         every, steps = self.settings.every, self.state.env_steps
-        if every and self._plan_ended() and steps // every > self._history.evaluated // every:
+        if every and self.state.settled and steps // every > self._history.evaluated // every:
             self.evaluate()
             self._history.evaluated = steps
 
     def _tell(self) -> None:
         """One line of metrics."""
-        if self._plan_ended() and self.state.version > self._line_at:
+        if self.state.settled and self.state.version > self._line_at:
             line = self.get_metrics() | self._history.line()
             for name in ("performance/test", "performance/test_iqm"):  # evaluations have lines of their own
                 line.pop(name, None)
-            if self._logs:
-                self._logs.write(line)
+            self._home.write(line)
             self._line_at = self.state.version
 
     def _event(self, kind: str, facts: dict[str, Any]) -> None:
-        if self._logs:
-            where = {"updates": self.state.version, "env_steps": self.state.env_steps}
-            self._logs.write({"event": kind, **where, "time/total": self._history.seconds, **facts})
+        where = {"updates": self.state.version, "env_steps": self.state.env_steps}
+        self._home.write({"event": kind, **where, "time/total": self._history.seconds, **facts})
 
     def _finish(self) -> None:
         try:
             if self.settings.every and self._history.evaluated < self.state.env_steps:
                 self.evaluate()
                 self._history.evaluated = self.state.env_steps
-            if self._store:
+            if self._home.path:
                 self.save()
                 self.save_model()
-                plots.curve(self._store.directory)
+                plots.curve(self._home.path)
                 self._event("finished", {})
         except Exception as error:
             self._fault(error, sound=True)
@@ -385,7 +371,7 @@ class Learner:
         self._tell()
         saved = None
         try:
-            saved = self.save() if self._store else None
+            saved = self.save() if self._home else None
         except (CheckpointError, StaleStateError) as error:
             warnings.warn(f"the run was interrupted and could not be saved: {error}", CheckpointWarning, stacklevel=3)
         self._event("interrupted", {"saved": saved and saved.name})
@@ -393,7 +379,7 @@ class Learner:
 
     def _fault(self, error: Exception, sound: bool) -> None:
         """Tells a fault and closes; the state is saved if the fault was not in stepping it."""
-        if sound and self._store and not isinstance(error, CheckpointError):
+        if sound and self._home and not isinstance(error, CheckpointError):
             with contextlib.suppress(CheckpointError, StaleStateError):
                 self.save()
         self._event("fault", {"error": type(error).__name__, "message": str(error)})
@@ -406,11 +392,6 @@ class Learner:
             warnings.warn(
                 f"not everything could be closed: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=3
             )
-
-    def _directory(self, what: str) -> Path:
-        if self._store is None:
-            raise ValueError(f"{what}: this learner was made without log_dir")
-        return self._store.directory
 
 
 def _require_scheme(scheme: Any) -> None:

@@ -18,6 +18,7 @@ FLOORS = [
         "lanes",
         "report",
         "results",
+        "rundir",
         "saved",
         "sweep",
         "tuning",

@@ -304,7 +304,7 @@ def test_logs_that_can_not_be_written_stop_nothing(tmp_path):
 
 def test_a_full_disk_is_told_once(tmp_path):
     with quiet(scheme(), 3 * STEPS, tmp_path) as learner:
-        learner._logs.sinks["metrics.jsonl"].file = open("/dev/full", "w")  # noqa: SIM115
+        learner._home._logs.sinks["metrics.jsonl"].file = open("/dev/full", "w")  # noqa: SIM115
         with pytest.warns(LogWarning, match="No space left") as warned:
             learner.train(progress=False)
     assert len([w for w in warned if issubclass(w.category, LogWarning)]) == 1
