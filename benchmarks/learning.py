@@ -3,8 +3,7 @@
 Every seed is a process of its own that keeps checkpoints under `--dir` and goes on where it stopped, so a run can be
 cut and lengthened. A figure is the mean return of 100 deterministic evaluation episodes; a bar is on the
 interquartile mean over seeds, or on the worst of them where it says so. Hyper-parameters were declared before the
-runs (`fnrl/presets.py`), chosen on other seeds: one set for CartPole, one for the Bullet robots, one for PandaReach,
-one for bit flipping.
+runs (`fnrl/presets.py`), chosen on other seeds: one set for an environment (or the Bullet robots) and an algorithm.
 """
 
 import argparse
