@@ -1,6 +1,5 @@
 """What happens to weights: their beginning, and the application of a merged update."""
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Collection
@@ -16,6 +15,7 @@ from fnrl.errors import DeadLaneWarning, NonFiniteError
 from fnrl.lift import Run
 from fnrl.merge import merge_moments
 from fnrl.parts import Parts
+from fnrl.record import replace
 from fnrl.spaces import Box
 from fnrl.types import Moments, Normaliser, Params, Tree, Update, Weights
 
@@ -23,9 +23,9 @@ from fnrl.types import Moments, Normaliser, Params, Tree, Update, Weights
 def first_algo(run: Run, key: Tensor) -> AlgoState:
     """Fresh parameters, optimiser, hyper-parameters and normaliser; version 0."""
     algo = run.over_lanes(lambda k: _first(run.parts, k), key)
-    weights = dataclasses.replace(algo.weights, hyper=hypers_at(run, 0))
+    weights = replace(algo.weights, hyper=hypers_at(run, 0))
     dead: Tree = () if run.lanes is None else torch.zeros(run.lanes, dtype=torch.bool, device=run.device)
-    return dataclasses.replace(algo, weights=weights, dead=dead)
+    return replace(algo, weights=weights, dead=dead)
 
 
 def _first(parts: Parts, key: Tensor) -> AlgoState:
@@ -63,7 +63,7 @@ def declared(run: Run, state: AlgoState, pinned: Collection[str], settled: bool)
     weights: Weights = state.weights
     stay = {n for n, x in run.parts.hypers().items() if n in pinned or (not settled and isinstance(x, Schedule))}
     hyper = {**weights.hyper, **hypers_at(run, weights.env_steps, stay)}
-    return dataclasses.replace(state, weights=dataclasses.replace(weights, hyper=hyper))
+    return replace(state, weights=replace(weights, hyper=hyper))
 
 
 def apply_update(
@@ -80,23 +80,23 @@ def apply_update(
     """
     old: Weights = state.weights
     if update.first:
-        state = dataclasses.replace(state, stopped=torch.zeros_like(state.stopped))
+        state = replace(state, stopped=torch.zeros_like(state.stopped))
     after, metrics, finite = run.graph(_apply)(run.parts.algo, state, update.grads, update.info)
     dead = _dead(run, metrics, update, state, after.weights.params, finite)
     losing = isinstance(dead, Tensor) and bool(dead.any())
-    after = dataclasses.replace(after, dead=dead)
+    after = replace(after, dead=dead)
     if losing:
-        after = tree.where(dead, dataclasses.replace(state, dead=dead), after)
+        after = tree.where(dead, replace(state, dead=dead), after)
     env_steps = old.env_steps + update.env_steps
     changes: dict[str, Any] = {"version": old.version + 1, "env_steps": env_steps}
     if update.last:
         if not isinstance(update.moments, tuple):
             merged = merge_moments(run, old.normaliser.moments, update.moments)
             kept = tree.where(dead, old.normaliser.moments, merged) if losing else merged
-            changes["normaliser"] = dataclasses.replace(old.normaliser, moments=kept)
+            changes["normaliser"] = replace(old.normaliser, moments=kept)
         stay = {n for n, x in run.parts.hypers().items() if n in pinned or isinstance(x, int | float)}
         changes["hyper"] = {**old.hyper, **hypers_at(run, env_steps, stay)}
-    after = dataclasses.replace(after, weights=dataclasses.replace(after.weights, **changes))
+    after = replace(after, weights=replace(after.weights, **changes))
     if isinstance(dead, Tensor):
         metrics = {n: torch.where(dead, math.nan, x) for n, x in metrics.items()} if losing else metrics
         metrics = {**metrics, "alive": (~dead).float()}
@@ -138,7 +138,7 @@ def _dead(
 def _refuse_non_finite(
     run: Run, metrics: dict[str, Tensor], params: Params, finite: Tensor, update: Update, old: Weights
 ) -> None:
-    if bool(finite.all()):
+    if bool(finite if run.lanes is None else finite.all()):
         return
     named = {**metrics, **params.tree()}
     bad = [n for n, v in named.items() if not bool(torch.isfinite(v).all())]

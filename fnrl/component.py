@@ -94,6 +94,9 @@ def limits_of(field: "dataclasses.Field[Any]") -> Range | None:
     return field.metadata.get(_RANGE)
 
 
+_HERE = object()  # of this process: a hash that was unpickled in another one isn't it, and doesn't hold there
+
+
 @dataclass_transform(frozen_default=True, field_specifiers=(hyper, setting, option, dataclasses.field))
 def component(cls: type[T]) -> type[T]:
     """Makes `cls` a frozen, comparable dataclass whose construction checks names, types and ranges.
@@ -120,6 +123,16 @@ def component(cls: type[T]) -> type[T]:
                 raise TypeError(f"{cls.__name__} has no parameter {name!r}{nearest(name, names)}")
         plain_init(self, *args, **kwargs)
 
+    plain_hash = made.__hash__
+
+    def __hash__(self: Any) -> int:  # asked for at every call of a compiled method
+        kept = self.__dict__.get("_hash")
+        if kept is None or kept[0] is not _HERE:
+            kept = _HERE, plain_hash(self)
+            object.__setattr__(self, "_hash", kept)
+        return kept[1]
+
+    made.__hash__ = __hash__
     __init__.__wrapped__ = plain_init  # type: ignore[attr-defined]
     made.__init__ = __init__
     COMPONENTS[f"{cls.__module__}.{cls.__qualname__}"] = made

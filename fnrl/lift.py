@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fnrl import graphs, tree
 from fnrl.parts import Parts
-from fnrl.record import is_record
 
 T = TypeVar("T")
 
@@ -95,7 +94,12 @@ def _places(number: int, among: int, n: int, lanes: int | None, device: str) -> 
 
 def is_dynamic(x: Any) -> bool:
     """Whether an argument is a tree of tensors rather than part of the program."""
-    return isinstance(x, Tensor | tuple | list | dict) or is_record(x)
+    return _kind_is_dynamic(type(x))
+
+
+@functools.cache
+def _kind_is_dynamic(cls: type) -> bool:
+    return issubclass(cls, Tensor | tuple | list | dict) or hasattr(cls, "__fields__")
 
 
 def _split(args: tuple[Any, ...]) -> tuple[list[Tensor], tuple[Any, ...], tree.Structure]:
@@ -129,7 +133,7 @@ def _mapped(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.lru_cache(maxsize=512)
 def _compiled(method: Callable[..., Any], mapped: bool) -> Callable[..., Any]:
-    made: dict[Any, tuple[graphs.Flat, tree.Structure]] = {}
+    made: dict[Any, tuple[graphs.Flat, Callable[[Any], Any]]] = {}
     eager = _mapped(method) if mapped else method
 
     def run(*args: Any) -> Any:
@@ -140,16 +144,16 @@ def _compiled(method: Callable[..., Any], mapped: bool) -> Callable[..., Any]:
             if found is None:
                 return eager(*args)
             made[which] = found
-        graph, structure = made[which]
-        return tree.unflatten(structure, graph(leaves))
+        graph, build = made[which]
+        return build(graph(leaves))
 
     return run
 
 
-def _compile(method: Callable[..., Any], args: tuple[Any, ...], mapped: bool) -> tuple[graphs.Flat, Any] | None:
-    """The graph of a method for arguments such as these, and the structure of what it returns; None without a
-    compiler.
-    """
+def _compile(
+    method: Callable[..., Any], args: tuple[Any, ...], mapped: bool
+) -> tuple[graphs.Flat, Callable[[Any], Any]] | None:
+    """The graph of a method for arguments such as these, and how what it returns is built; None without a compiler."""
     leaves, statics, structure = _split(args)
     made: list[tree.Structure] = []
 
@@ -159,4 +163,4 @@ def _compile(method: Callable[..., Any], args: tuple[Any, ...], mapped: bool) ->
         return tuple(out)
 
     graph = graphs.compiled(torch.func.vmap(flat) if mapped else flat, leaves)
-    return None if graph is None else (graph, made[0])
+    return None if graph is None else (graph, tree.builder(made[0]))

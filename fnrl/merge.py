@@ -62,7 +62,9 @@ def merge_infos(infos: Sequence[Info]) -> Info:
         for name, behind in info.lags.items():
             lags[name] = lags.get(name, ()) + behind
     told = [i.metrics for i in infos if i.metrics]
-    metrics = tree.map(lambda *xs: reduce(torch.add, xs) / len(xs), told[0], *told[1:]) if told else {}
+    metrics = told[0] if told else {}
+    if len(told) > 1:
+        metrics = tree.map(lambda *xs: reduce(torch.add, xs) / len(xs), *told)
     episodes = tuple(itertools.chain.from_iterable(info.episodes for info in infos))
     choices = tuple(itertools.chain.from_iterable(info.choices for info in infos))
     return Info(metrics, episodes, report, lags, choices)

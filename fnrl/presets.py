@@ -93,6 +93,8 @@ _BULLET_SAC: Values = {
     "storage.capacity": 300_000,
     "storage.steps": 8,
     "storage.warmup": 10_000,
+    "actor.policy.hidden": (128, 128),
+    "actor.critic.hidden": (128, 128),
 }
 
 # what an algorithm needs of the other parts, whatever the environment

@@ -8,6 +8,7 @@ graph means compiling again.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Generic, NoReturn, TypeVar, dataclass_transform
 
@@ -72,6 +73,11 @@ class Fields:
     static: tuple[str, ...]
     host: tuple[str, ...]
 
+    @functools.cached_property
+    def all(self) -> tuple[str, ...]:
+        """Of every kind."""
+        return self.data + self.static + self.host
+
 
 @dataclass_transform(frozen_default=True, field_specifiers=(static, host, dataclasses.field))
 def record(cls: type[T]) -> type[T]:
@@ -98,6 +104,26 @@ def record(cls: type[T]) -> type[T]:
     torch_pytree.register_pytree_node(made, flatten, unflatten, flatten_with_keys_fn=flatten_with_keys)
     RECORDS[name_of(made)] = made
     return made
+
+
+def made(cls: type[T], values: dict[str, Any]) -> T:
+    """A record of all its fields' values, which it keeps: as `cls(**values)`, in a third of the time."""
+    x = object.__new__(cls)
+    object.__setattr__(x, "__dict__", values)
+    return x
+
+
+def replace(x: T, **changes: Any) -> T:
+    """A record with other values in some fields: as `dataclasses.replace`, in a third of the time.
+
+    Errors: TypeError for a field that it doesn't have.
+    """
+    held = x.__dict__
+    values = {n: held[n] for n in x.__fields__.all}  # type: ignore[attr-defined]
+    values.update(changes)
+    if len(values) > len(x.__fields__.all):  # type: ignore[attr-defined]
+        raise TypeError(f"{type(x).__name__} has no field {sorted(set(values) - set(x.__fields__.all))}")  # type: ignore[attr-defined]
+    return made(type(x), values)
 
 
 def fields_of(cls: type) -> Fields:

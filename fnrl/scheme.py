@@ -14,7 +14,7 @@ from fnrl.executor.base import Executor
 from fnrl.executor.inline import Inline
 from fnrl.lift import Run
 from fnrl.parts import Parts
-from fnrl.record import host, record
+from fnrl.record import host, record, replace
 from fnrl.topology.drawing import draw
 from fnrl.types import Info, Tree, Weights
 
@@ -171,9 +171,9 @@ class Scheme:
                 self.parts.check_hyper(name, x)
         old = algo.weights.hyper
         new = {n: v.new_tensor(hyper[n]).expand_as(v).clone() if n in hyper else v for n, v in old.items()}
-        algo = dataclasses.replace(algo, weights=dataclasses.replace(algo.weights, hyper=new))
+        algo = replace(algo, weights=replace(algo.weights, hyper=new))
         pinned = tuple(dict.fromkeys((*node.pinned, *hyper)))
-        return dataclasses.replace(state, node=self.topology.set(node, algo, pinned))
+        return replace(state, node=self.topology.set(node, algo, pinned))
 
     def same(self, a: SchemeState, b: SchemeState) -> bool:
         """Whether two states hold the same bits, wherever they run."""

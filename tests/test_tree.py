@@ -1,7 +1,10 @@
 """Records, trees, tokens, flat parameters and moments: what everything else stands on."""
 
 import dataclasses
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from torch.utils import _pytree as torch_pytree
 
 import fnrl
 from fnrl import check, random, tree
-from fnrl.record import HOST_ONLY
+from fnrl.record import HOST_ONLY, replace
 from fnrl.token import Owner
 from fnrl.types import Layout, Moments, Normaliser, Params
 
@@ -37,6 +40,33 @@ def test_flatten_and_unflatten_are_inverse():
     assert all(x is y for x, y in zip(leaves, tree.leaves(pair_again), strict=True))
     assert (pair_again.count, pair_again.name) == (3, "pair")
     assert [p for p, _ in tree.paths(pair())] == ["a", "b.y", "b.z.0", "b.z.1.0"]
+
+
+def test_a_builder_is_unflatten_for_one_structure():
+    for each in (pair(count=3, b=((), [torch.zeros(1)], {1: torch.ones(2)})), (), torch.ones(3), [pair(), (pair(1),)]):
+        leaves, structure = tree.flatten(each)
+        again = tree.builder(structure)(leaves)
+        assert tree.flatten(again)[1] == structure
+        assert all(x is y for x, y in zip(leaves, tree.leaves(again), strict=True))
+
+
+def test_replace_is_that_of_dataclasses_but_for_what_was_computed():
+    params = Params(torch.arange(3.0), Layout(("a.x",), ((3,),)))
+    assert params.groups["a"]["x"].tolist() == [0.0, 1.0, 2.0]
+    changed = replace(params, vector=torch.ones(3))
+    assert changed.groups["a"]["x"].tolist() == [1.0, 1.0, 1.0]
+    assert params.groups["a"]["x"].tolist() == [0.0, 1.0, 2.0]
+    assert tree.same_bits(replace(pair(), count=7, a=torch.zeros(1)), pair(count=7, a=torch.zeros(1)))
+    with pytest.raises(TypeError, match="Pair has no field.*counts"):
+        replace(pair(), counts=1)
+
+
+def test_a_component_hashes_as_its_equals_here_and_in_another_process():
+    algo = fnrl.PPO(lr=1e-3)
+    assert hash(algo) == hash(fnrl.PPO(lr=1e-3)) != hash(fnrl.PPO(lr=2e-3))
+    script = "import sys, pickle, fnrl; x = pickle.load(sys.stdin.buffer); assert hash(x) == hash(fnrl.PPO(lr=1e-3))"
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-c", script], input=pickle.dumps(algo), env=environment, check=True, timeout=120)
 
 
 def test_host_fields_do_not_enter_lifted_methods():

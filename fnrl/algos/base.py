@@ -1,6 +1,5 @@
 """What all algorithms share: state, gradients, and the application of an update."""
 
-import dataclasses
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +9,7 @@ from fnrl import tree
 from fnrl.autodiff import value_and_grad
 from fnrl.errors import CompositionError
 from fnrl.optim import Optimiser, clip_by_global_norm
-from fnrl.record import record
+from fnrl.record import record, replace
 from fnrl.spaces import Box, Discrete, EnvSpec, Space
 from fnrl.types import Aux, Layout, Params, Plan, Sampling, Tree, Weights
 
@@ -117,5 +116,5 @@ class Algorithm:
         target = self.move_target(state.weights.target, params, hyper, state.updates)
         if "target_kl" in hyper:
             target = tree.where(stopped, state.weights.target, target)
-        weights = dataclasses.replace(state.weights, params=params, target=target)
+        weights = replace(state.weights, params=params, target=target)
         return AlgoState(weights, opt, stopped, state.updates + 1), {**info, "grad_norm": norm}

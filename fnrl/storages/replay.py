@@ -1,7 +1,6 @@
 """Off-policy storage: one ring, and how samples are drawn from it."""
 
 import contextlib
-import dataclasses
 import math
 import os
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from fnrl import random, tree
 from fnrl.actors.off_policy import OffPolicyActorCritic
 from fnrl.component import Schedule, component, hyper, option, setting
 from fnrl.errors import CheckpointError, CompositionError
-from fnrl.record import host, record
+from fnrl.record import host, record, replace
 from fnrl.storages.frames import Frames
 from fnrl.storages.hindsight import Hindsight, Relabelled
 from fnrl.storages.ring import Ring, RingRecord, Rows, by_priority, rows_of
@@ -275,7 +274,7 @@ class Replay:
         if priority.dim() > 1 and bool(bad.any()):  # a lane that is about to be given up keeps what it had
             new = torch.where(bad[..., None], ring.rows.priority.gather(-1, index), new)
         ring.prioritise(index, new)
-        return dataclasses.replace(state, token=token)
+        return replace(state, token=token)
 
     def gather(self, state: ReplayState, copy: bool = True) -> ReplayRecord:
         """The ring as a record, or (`copy=False`) one that shares its memory until the next step.

@@ -6,7 +6,6 @@ successors; where observations are stacks of k frames, a row holds the newest on
 oldest row. With lanes every tensor has `[S]` in front.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from fnrl import tree
 from fnrl.errors import EnvironmentFault
-from fnrl.record import host, record
+from fnrl.record import host, record, replace
 from fnrl.storages.frames import Frames
 from fnrl.storages.spans import Spans
 from fnrl.token import Owner, Token
@@ -56,8 +55,8 @@ class RingRecord:
         each = sum(self._column(n).nbytes for n in _COLUMNS) // length
         step = 1 << max(0, (_PIECE // each).bit_length() - 1)
         cut = [functools.partial(self._piece, i, min(step, length - i)) for i in range(0, length, step)]
-        rows: Any = dataclasses.replace(self.rows, **dict.fromkeys((*_COLUMNS, "final_at", "finals"), ()))
-        return dataclasses.replace(self, rows=rows), cut
+        rows: Any = replace(self.rows, **dict.fromkeys((*_COLUMNS, "final_at", "finals"), ()))
+        return replace(self, rows=rows), cut
 
     def together(self, pieces: Sequence[Callable[[], dict[str, Tensor]]]) -> "RingRecord":
         """The record of such a small one and its pieces, in memory of its own."""
@@ -81,7 +80,7 @@ class RingRecord:
         at, places = torch.where(ended, count - 1, -1), max(map(len, kept))
         padded = torch.stack([torch.cat([x, x.new_zeros(places - len(x), *x.shape[1:])]) for x in kept])
         at, padded = (at, padded) if axis else (at[0], padded[0])
-        return dataclasses.replace(self, rows=dataclasses.replace(self.rows, **columns, final_at=at, finals=padded))
+        return replace(self, rows=replace(self.rows, **columns, final_at=at, finals=padded))
 
     @property
     def _axis(self) -> int:
@@ -172,7 +171,7 @@ class Ring(Owner):
         if self.frames is not None:
             self._check_stacks(self.frames, steps)
             newest = steps.obs.select(self.axis + 2, -1), steps.next_obs.select(self.axis + 2, -1)
-            steps = dataclasses.replace(steps, obs=newest[0], next_obs=newest[1])
+            steps = replace(steps, obs=newest[0], next_obs=newest[1])
         token = self.advance()
         self._forget(first, length)
         given = [_array(getattr(steps, n)) for n in _COLUMNS]
@@ -300,7 +299,7 @@ class Ring(Owner):
         filled = self.size + self.whole - self.capacity
         names = *_COLUMNS, "final_at"
         rows: Any = {n: getattr(self.rows, n).narrow(self.axis, 0, filled) for n in names}
-        return RingRecord(dataclasses.replace(self.rows, **rows), self.cursor, self.size)
+        return RingRecord(replace(self.rows, **rows), self.cursor, self.size)
 
     def gather(self) -> RingRecord:
         """A copy of what is filled, `finals` in the order of their rows: two rings of one history give one record."""

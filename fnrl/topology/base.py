@@ -5,7 +5,6 @@ turn its state into pure records and back. Keys are folded in along the path, so
 it stands, not on when or where it runs.
 """
 
-import dataclasses
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -16,6 +15,7 @@ from fnrl.graphs import SPENT
 from fnrl.lift import Run
 from fnrl.merge import merge_infos
 from fnrl.parts import Parts
+from fnrl.record import replace
 from fnrl.types import Info
 
 _FITS = {"rollouts": "collect", "updates": "gradients(collect)", "weights": "centralised(gradients(collect))"}
@@ -62,7 +62,7 @@ class Root:
             infos.append(info)
         info = infos[0] if updates == 1 else merge_infos(infos)
         if SPENT.seconds > before:
-            info = dataclasses.replace(info, report={**info.report, "time/compile": SPENT.seconds - before})
+            info = replace(info, report={**info.report, "time/compile": SPENT.seconds - before})
         return state, info
 
 

@@ -14,7 +14,7 @@ from fnrl.errors import CompositionError
 from fnrl.lift import Run
 from fnrl.merge import merge_infos, merge_moments
 from fnrl.parts import Parts
-from fnrl.record import host, record
+from fnrl.record import host, record, replace
 from fnrl.topology.base import as_many, fold, own, require
 from fnrl.types import Batches, Choice, Info, Rollout, Tree, Update, Weights
 
@@ -53,7 +53,7 @@ class Collect:
 
     def gather(self, run: Run, state: CollectState) -> CollectState:
         """With the simulators' states as records."""
-        return dataclasses.replace(state, env=run.parts.env.gather(state.env), ahead=())
+        return replace(state, env=run.parts.env.gather(state.env), ahead=())
 
     def restore(self, run: Run, pure: CollectState) -> CollectState:
         """With simulators brought back to where they were."""
@@ -131,7 +131,7 @@ class Gradients:
             parts.algo, parts.storage, parts.actor, weights, state.batches.data, rows, noise
         )
         storage = parts.storage.feedback(state.storage, state.batches.data, rows, aux.priority)
-        state = dataclasses.replace(state, storage=storage)
+        state = replace(state, storage=storage)
         last = state.cursor + 1 == state.batches.updates
         moments = state.moments if last else ()
         told = aux.info
@@ -139,11 +139,11 @@ class Gradients:
             told = {**told, "loss": torch.where(info.metrics["sound"] < 1.0, math.nan, told["loss"])}
         update = Update(grads, told, moments, first, last, env_steps, weights.version)
         if last:
-            state = dataclasses.replace(state, batches=(), moments=(), cursor=0, plans=state.plans + 1)
+            state = replace(state, batches=(), moments=(), cursor=0, plans=state.plans + 1)
         else:
-            state = dataclasses.replace(state, cursor=state.cursor + 1)
+            state = replace(state, cursor=state.cursor + 1)
         report = {**info.report, "time/gradient": time.perf_counter() - begin}
-        return state, update, dataclasses.replace(info, metrics={}, report=report)
+        return state, update, replace(info, metrics={}, report=report)
 
     def _plan(self, run: Run, state: GradientsState, weights: Weights) -> tuple[GradientsState, Info, int]:
         parts, storage, child, moments = run.parts, state.storage, state.child, state.moments
@@ -178,13 +178,13 @@ class Gradients:
     def gather(self, run: Run, state: GradientsState) -> GradientsState:
         """The storage and the node below, gathered."""
         child, storage = self.child.gather(run, state.child), run.parts.storage.gather(state.storage, run.copy)
-        return dataclasses.replace(state, child=child, storage=storage, keys=())
+        return replace(state, child=child, storage=storage, keys=())
 
     def restore(self, run: Run, pure: GradientsState) -> GradientsState:
         """The storage and the node below, restored."""
         own(run, self, pure, GradientsState)
         child, storage = self.child.restore(run, pure.child), run.parts.storage.restore(pure.storage, run.copy)
-        return dataclasses.replace(pure, child=child, storage=storage)
+        return replace(pure, child=child, storage=storage)
 
     def close(self, run: Run, state: GradientsState) -> None:
         """Closes the node below."""

@@ -15,7 +15,7 @@ from fnrl.errors import CompositionError, DivergedError
 from fnrl.lift import Run
 from fnrl.merge import merge_infos, merge_updates
 from fnrl.parts import Parts
-from fnrl.record import host, record
+from fnrl.record import host, record, replace
 from fnrl.topology.base import Root, as_many, fold, own, require, whole
 from fnrl.topology.workers import Round, round_of, told
 from fnrl.types import Info, Tree, Update, Weights
@@ -64,17 +64,17 @@ class Centralised(Root):
 
     def set(self, state: RootState, algo: Any, pinned: tuple[str, ...]) -> RootState:
         """With the hyper-parameters of `algo` from now on."""
-        return dataclasses.replace(state, algo=algo, pinned=pinned)
+        return replace(state, algo=algo, pinned=pinned)
 
     def gather(self, run: Run, state: RootState) -> RootState:
         """The node below, gathered."""
-        return dataclasses.replace(state, child=self.child.gather(run, state.child))
+        return replace(state, child=self.child.gather(run, state.child))
 
     def restore(self, run: Run, pure: RootState) -> RootState:
         """The node below, restored; hyper-parameters that nobody has set are the parts'."""
         own(run, self, pure, RootState)
         algo = declared(run, pure.algo, pure.pinned, pure.settled)
-        return dataclasses.replace(pure, algo=algo, child=self.child.restore(run, pure.child))
+        return replace(pure, algo=algo, child=self.child.restore(run, pure.child))
 
     def close(self, run: Run, state: RootState) -> None:
         """Closes the node below."""
@@ -87,8 +87,8 @@ def _applied(run: Run, state: RootState, child: Tree, update: Update, info: Info
     algo, metrics = apply_update(run, state.algo, update, state.pinned)
     report = {**info.report, "time/apply": info.report.get("time/apply", 0.0) + time.perf_counter() - begin}
     lags = {**info.lags, "scheme/metrics/gradient_lag": (state.algo.weights.version - update.version,)}
-    state = dataclasses.replace(state, algo=algo, child=child, settled=update.last)
-    return state, algo.weights, dataclasses.replace(info, metrics=metrics, report=report, lags=lags)
+    state = replace(state, algo=algo, child=child, settled=update.last)
+    return state, algo.weights, replace(info, metrics=metrics, report=report, lags=lags)
 
 
 def centralised(node: Any) -> Centralised:
@@ -238,13 +238,13 @@ class Decentralised(Root):
 
     def set(self, state: RootState, algo: Any, pinned: tuple[str, ...]) -> RootState:
         """With the hyper-parameters of `algo` from now on, in every replica: they are sent all of it."""
-        child = dataclasses.replace(state.child, update=())
-        return dataclasses.replace(state, algo=algo, pinned=pinned, child=child)
+        child = replace(state.child, update=())
+        return replace(state, algo=algo, pinned=pinned, child=child)
 
     def gather(self, run: Run, state: RootState) -> RootState:
         """The replicas, gathered."""
         workers = self._round().each(run, run.executor.gather, Replica(self.child), state.child.workers)
-        return dataclasses.replace(state, child=DecentralisedState(workers, ()))
+        return replace(state, child=DecentralisedState(workers, ()))
 
     def restore(self, run: Run, pure: RootState) -> RootState:
         """The replicas, restored; hyper-parameters that nobody has set are the parts'."""
@@ -253,7 +253,7 @@ class Decentralised(Root):
         as_many(run, self, len(pure.child.workers), self.workers, "workers")
         workers = self._round().each(run, run.executor.restore, Replica(self.child), pure.child.workers)
         algo = declared(run, pure.algo, pure.pinned, pure.settled)
-        return dataclasses.replace(pure, algo=algo, child=DecentralisedState(workers, ()))
+        return replace(pure, algo=algo, child=DecentralisedState(workers, ()))
 
     def close(self, run: Run, state: RootState) -> None:
         """Releases every replica."""
