@@ -106,7 +106,8 @@ def apply_update(
 def _apply(algo: Any, state: AlgoState, grads: Tensor, info: dict[str, Tensor]) -> tuple[AlgoState, Any, Tensor]:
     """`algo.apply`, and whether all is finite: in one graph, for the parameters are read once as they are written."""
     after, metrics = algo.apply(state, grads, info)
-    largest = after.weights.params.vector.abs().amax(-1)  # a NaN is the largest: a fraction of the cost of asking each
+    vector = after.weights.params.vector
+    largest = torch.maximum(vector.amax(-1), -vector.amin(-1))  # a NaN is both: a fraction of the cost of asking each
     return after, metrics, torch.isfinite(metrics["loss"] + metrics["grad_norm"] + largest)
 
 

@@ -1,7 +1,6 @@
 """How the products of replicas become one: in worker order, so that the result does not depend on who was first."""
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from fnrl import tree
 from fnrl.lift import Run
-from fnrl.types import Info, Moments, Rollout, Tree, Update
+from fnrl.types import Choice, Episodes, Info, Moments, Rollout, Tree, Update
 
 
 def merge_moments(run: Run, a: Tree, b: Tree) -> Tree:
@@ -52,19 +51,24 @@ def merge_updates(run: Run, updates: Sequence[Update]) -> Update:
     )
 
 
-def merge_infos(infos: Sequence[Info]) -> Info:
-    """Means of metrics, all episodes, lags and choices, host facts added."""
+def merge_infos(infos: Iterable[Info]) -> Info:
+    """Means of metrics, all episodes, lags and choices, host facts added. One after another: small tensors that were
+    kept of every update would lie between the large ones, and memory that is free in pieces is of no use.
+    """
     report: dict[str, float] = {}
     lags: dict[str, tuple[int, ...]] = {}
+    metrics: dict[str, Tensor] = {}
+    told, episodes, choices = 0, list[Episodes](), list[Choice]()
     for info in infos:
         for name, value in info.report.items():
             report[name] = report.get(name, 0.0) + value
         for name, behind in info.lags.items():
             lags[name] = lags.get(name, ()) + behind
-    told = [i.metrics for i in infos if i.metrics]
-    metrics = told[0] if told else {}
-    if len(told) > 1:
-        metrics = tree.map(lambda *xs: reduce(torch.add, xs) / len(xs), *told)
-    episodes = tuple(itertools.chain.from_iterable(info.episodes for info in infos))
-    choices = tuple(itertools.chain.from_iterable(info.choices for info in infos))
-    return Info(metrics, episodes, report, lags, choices)
+        if info.metrics:
+            metrics = {n: metrics[n] + x for n, x in info.metrics.items()} if told else info.metrics
+            told += 1
+        episodes += info.episodes
+        choices += info.choices
+    if told > 1:
+        metrics = {n: x / told for n, x in metrics.items()}
+    return Info(metrics, tuple(episodes), report, lags, tuple(choices))

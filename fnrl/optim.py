@@ -63,10 +63,12 @@ class Adam:
         mean = torch.lerp(state.mean, grads, 1.0 - self.b1)
         var = (state.var * self.b2).addcmul(grads, grads, value=1.0 - self.b2)
         first, second = _one_minus_power(self.b1, count), _one_minus_power(self.b2, count)
-        step = layout.spread(_per_group(lr, layout) / first)
-        denominator = var.sqrt() * layout.spread(second.rsqrt()) + self.eps
+        # in place where it is nobody else's: vectors of many lanes are large
+        denominator = var.sqrt().mul_(layout.spread(second.rsqrt())).add_(self.eps)
+        change = (mean / denominator).mul_(layout.spread(_per_group(lr, layout) / first))
+        del denominator
         old = params.vector if self.decay == 0.0 else params.vector * (1.0 - layout.spread(lr) * self.decay)
-        vector = old - step * (mean / denominator)
+        vector = old - change
         return _masked(mask, layout, Params(vector, layout), AdamState(mean, var, count), params, state)
 
 

@@ -5,6 +5,7 @@ turn its state into pure records and back. Keys are folded in along the path, so
 it stands, not on when or where it runs.
 """
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -56,11 +57,15 @@ class Root:
 
     def steps(self, run: Run, state: Any, updates: int) -> tuple[Any, Info]:
         """Some updates, one after another; what is told of them is merged, with the seconds that compiling took."""
-        infos, before = [], SPENT.seconds
-        for _ in range(updates):
-            state, _, info = self.step(run, state)
-            infos.append(info)
-        info = infos[0] if updates == 1 else merge_infos(infos)
+        before = SPENT.seconds
+
+        def told() -> Iterator[Info]:
+            nonlocal state
+            for _ in range(updates):
+                state, _, info = self.step(run, state)
+                yield info
+
+        info = merge_infos(told())
         if SPENT.seconds > before:
             info = replace(info, report={**info.report, "time/compile": SPENT.seconds - before})
         return state, info
