@@ -202,6 +202,7 @@ def case_lanes_mujoco(args: argparse.Namespace) -> Iterator[Row]:
 
 
 THREADS = (1, 2)
+PLANS = {"sac": 30, "dqn": 150}  # of ten updates each: two seconds or more
 FASTER = "updates/s over stable-baselines3, each at its faster thread count"
 
 
@@ -209,7 +210,7 @@ def off_policy(args: argparse.Namespace, work: str, sides: dict[str, Command]) -
     """The updates a second of each side that is named `NAME THREADS`, at the better of its thread counts, by name; and
     stable-baselines3's alike.
     """
-    script = [peer_python("sb3", [SB3]), str(HERE / "peers" / "off_policy_sb3.py"), work, "300"]
+    script = [peer_python("sb3", [SB3]), str(HERE / "peers" / "off_policy_sb3.py"), work, str(10 * PLANS[work])]
     told = rates(
         args, "updates", {n: [c] for n, c in sides.items()} | {f"sb3 {n}": [[*script, str(n)]] for n in THREADS}
     )
@@ -233,7 +234,7 @@ def case_off_policy_dqn(args: argparse.Namespace) -> Iterator[Row]:
 
 def _off_policy(args: argparse.Namespace, work: str) -> Iterator[Row]:
     hows = {"eager": 1.0, "compiled": 1.6}
-    sides = {f"{how} {n}": ours(work, 1, 30, how, threads=n) for how in hows for n in THREADS}
+    sides = {f"{how} {n}": ours(work, 1, PLANS[work], how, threads=n) for how in hows for n in THREADS}
     for how, mine, theirs in off_policy(args, work, sides):
         yield from against(f"off-policy-{work}", f"{how}: {FASTER}", mine, theirs, hows[how])
 

@@ -57,7 +57,7 @@ def test_replace_is_that_of_dataclasses_but_for_what_was_computed():
     assert changed.groups["a"]["x"].tolist() == [1.0, 1.0, 1.0]
     assert params.groups["a"]["x"].tolist() == [0.0, 1.0, 2.0]
     assert tree.same_bits(replace(pair(), count=7, a=torch.zeros(1)), pair(count=7, a=torch.zeros(1)))
-    with pytest.raises(TypeError, match="Pair has no field.*counts"):
+    with pytest.raises(TypeError, match=r"Pair has no field.*counts"):
         replace(pair(), counts=1)
 
 

@@ -4,6 +4,7 @@ WHERE is `one` (process), or what two Ray cells do, which share the environments
 half of each minibatch and averaged; or `decentralised`, where they apply the average as well.
 """
 
+import gc
 import json
 import sys
 import time
@@ -37,6 +38,7 @@ executor = fnrl.Inline() if where == "one" else fnrl.Ray()
 scheme = fnrl.Scheme(parts, topology, executor, compile="compiled" in sys.argv)
 updates = parts.algo.plan.updates
 state, _ = scheme.step(scheme.init(fnrl.key(0)), updates)  # warm-up
+gc.collect()  # else one of a large heap falls, or doesn't, into what is timed
 begin, inside = time.perf_counter(), INSIDE[0]
 state, info = scheme.step(state, updates * rollouts)
 seconds = time.perf_counter() - begin

@@ -3,6 +3,7 @@
 VECTOR is `dummy` (one process) or `subproc` (a process for each environment).
 """
 
+import gc
 import json
 import sys
 import time
@@ -37,6 +38,8 @@ class Mark(BaseCallback):
     """Notes the time at the start of every rollout."""
 
     def _on_rollout_start(self) -> None:
+        if len(marks) == 1:
+            gc.collect()  # else one of a large heap falls, or doesn't, into what is timed
         marks.append((time.perf_counter(), INSIDE[0], time.process_time()))
 
     def _on_step(self) -> bool:
