@@ -202,7 +202,7 @@ def case_lanes_mujoco(args: argparse.Namespace) -> Iterator[Row]:
 
 
 THREADS = (1, 2)
-PLANS = {"sac": 30, "dqn": 150}  # of ten updates each: two seconds or more
+PLANS = {"sac": 30, "dqn": 150}  # of ten updates each, about two seconds
 FASTER = "updates/s over stable-baselines3, each at its faster thread count"
 
 

@@ -120,27 +120,28 @@ class Learner:
             self._fresh, declared = False, self.scheme.parts.hypers()
             for text in idle_rates(declared, self.state.node.pinned, self.settings.target_steps):
                 warnings.warn(text, stacklevel=2)
-        infos = []
-        for _ in range(updates):
-            try:
-                with Held():
-                    begin = time.perf_counter()
-                    self.state, info = self.scheme.step(self.state)
-                    self._history.update(info, time.perf_counter() - begin)
-                    self._note_faults(info)
-                    self._home.choices(self.state.version, info.choices)
-                    if self.state.version == 1 and self.scheme.parts.storage.warmup:
-                        self._history.begin_pace(self.state.env_steps)
-            except Exception as error:
-                self._fault(error, sound=False)
-                raise
-            try:
-                self._between_plans()
-            except Exception as error:
-                self._fault(error, sound=True)
-                raise
-            infos.append(info)
-        return infos[0] if updates == 1 else merge_infos(infos)
+        return merge_infos(self._update() for _ in range(updates))
+
+    def _update(self) -> Info:
+        """One update, and what it led to."""
+        try:
+            with Held():
+                begin = time.perf_counter()
+                self.state, info = self.scheme.step(self.state)
+                self._history.update(info, time.perf_counter() - begin)
+                self._note_faults(info)
+                self._home.choices(self.state.version, info.choices)
+                if self.state.version == 1 and self.scheme.parts.storage.warmup:
+                    self._history.begin_pace(self.state.env_steps)
+        except Exception as error:
+            self._fault(error, sound=False)
+            raise
+        try:
+            self._between_plans()
+        except Exception as error:
+            self._fault(error, sound=True)
+            raise
+        return info
 
     @property
     def directory(self) -> Path | None:

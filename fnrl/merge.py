@@ -54,6 +54,8 @@ def merge_updates(run: Run, updates: Sequence[Update]) -> Update:
 def merge_infos(infos: Iterable[Info]) -> Info:
     """Means of metrics, all episodes, lags and choices, host facts added. One after another: small tensors that were
     kept of every update would lie between the large ones, and memory that is free in pieces is of no use.
+
+    Errors: ValueError when infos that have metrics have different ones.
     """
     report: dict[str, float] = {}
     lags: dict[str, tuple[int, ...]] = {}
@@ -65,6 +67,8 @@ def merge_infos(infos: Iterable[Info]) -> Info:
         for name, behind in info.lags.items():
             lags[name] = lags.get(name, ()) + behind
         if info.metrics:
+            if told and info.metrics.keys() != metrics.keys():
+                raise ValueError(f"infos differ in metrics: {sorted(metrics)} and {sorted(info.metrics)}")
             metrics = {n: metrics[n] + x for n, x in info.metrics.items()} if told else info.metrics
             told += 1
         episodes += info.episodes

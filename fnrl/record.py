@@ -107,14 +107,14 @@ def record(cls: type[T]) -> type[T]:
 
 
 def made(cls: type[T], values: dict[str, Any]) -> T:
-    """A record of all its fields' values, which it keeps: as `cls(**values)`, in a third of the time."""
+    """A record of all its fields' values, which it keeps: as `cls(**values)`, in half the time."""
     x = object.__new__(cls)
     object.__setattr__(x, "__dict__", values)
     return x
 
 
 def replace(x: T, **changes: Any) -> T:
-    """A record with other values in some fields: as `dataclasses.replace`, in a third of the time.
+    """A record with other values in some fields: as `dataclasses.replace`, in less time.
 
     Errors: TypeError for a field that it doesn't have.
     """

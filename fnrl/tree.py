@@ -82,7 +82,7 @@ def _unflatten(s: Structure, leaves: Any) -> Any:
 
 
 def builder(structure: Structure) -> Callable[[Sequence[Any]], Any]:
-    """`unflatten` for one structure, written out as an expression: a third of the time."""
+    """`unflatten` for one structure, written out as an expression: a quarter of the time."""
     held: dict[str, Any] = {"made": made}
     places = itertools.count()
 
@@ -130,8 +130,8 @@ def _leaves(x: Any, out: list[Any]) -> None:
 
 
 def sign(x: Any, out: list[Any]) -> Any:
-    """What a graph is made for (shapes, dtypes, devices and structure, but for host fields) as nested tuples: a fifth
-    of the cost of a `Structure`. The leaves are appended to `out`.
+    """What a graph is made for (shapes, dtypes, devices and structure, but for host fields) as nested tuples: less than
+    half the cost of a `Structure`. The leaves are appended to `out`.
     """
     cls = type(x)
     return (_SIGN.get(cls) or _signer(cls))(x, out)
@@ -196,7 +196,7 @@ def map(f: Callable[..., Any], tree: T, *rest: Any) -> T:
     Errors: ValueError when structures differ, naming both.
     """
     if not rest:
-        return _map(f, tree)
+        return _map(f, tree, tree)
     first, structure = flatten(tree)
     bare = flatten(tree, host=False)[1]
     others = []
@@ -208,22 +208,23 @@ def map(f: Callable[..., Any], tree: T, *rest: Any) -> T:
     return unflatten(structure, [f(*xs) for xs in zip(first, *others, strict=True)])
 
 
-def _map(f: Callable[..., Any], x: Any) -> Any:
+def _map(f: Callable[..., Any], x: Any, whole: Any) -> Any:
     cls = type(x)
     if cls is Tensor:
         return f(x)
     if cls is tuple or cls is list:
-        return cls([_map(f, v) for v in x])
+        return cls([_map(f, v, whole) for v in x])
     if cls is dict:
-        return {k: _map(f, v) for k, v in x.items()}
+        return {k: _map(f, v, whole) for k, v in x.items()}
     if is_record(x):
         held, fields = x.__dict__, cls.__fields__
         values = {n: held[n] for n in fields.all}
         for n in fields.data:
-            values[n] = _map(f, held[n])
+            values[n] = _map(f, held[n], whole)
         return made(cls, values)
-    found, structure = flatten(x)
-    return unflatten(structure, [f(v) for v in found])
+    if not isinstance(x, Tensor | np.ndarray | np.generic):
+        flatten(whole)  # refuses it by its path
+    return f(x)
 
 
 def describe(tree: Any) -> str:

@@ -7,6 +7,7 @@ import torch
 
 import fnrl
 from fnrl import tree
+from fnrl.component import component
 from fnrl.spaces import Box, Discrete, EnvSpec
 from fnrl.topology import centralised, collect, gradients, synchronous
 
@@ -178,18 +179,22 @@ def test_keys_and_counts_of_updates_are_checked():
         scheme.step(state, updates=0)
 
 
+@component
 class Poisoned(fnrl.envs.CartPole):
-    """Pays NaN when an episode ends."""
+    """Pays what is no number when an episode ends."""
+
+    pays: str = "nan"
 
     def step(self, state, action, noise):
         state, step = super().step(state, action, noise)
-        reward = torch.where(step.terminated | step.truncated, float("nan"), step.reward)
+        reward = torch.where(step.terminated | step.truncated, float(self.pays), step.reward)
         return state, dataclasses.replace(step, reward=reward)
 
 
+@pytest.mark.parametrize("pays", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("lanes", [False, True])
-def test_a_reward_that_is_not_finite_names_where(lanes):
-    env = Poisoned(num_envs=4, time_limit=9)
+def test_a_reward_that_is_not_finite_names_where(lanes, pays):
+    env = Poisoned(num_envs=4, time_limit=9, pays=pays)
     scheme = fnrl.Scheme(parts(env=env), centralised(gradients(collect)))
     state = scheme.init(torch.stack([fnrl.key(0), fnrl.key(1)]) if lanes else fnrl.key(0))
     where = "lane 0, environment [0-3]" if lanes else "environment [0-3]"

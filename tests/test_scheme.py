@@ -200,15 +200,19 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_applied():
 
 @component
 class Leaping(fnrl.SGD):
-    """Divides by a learning rate of 0."""
+    """Puts one parameter out of reach at a learning rate of 0."""
+
+    beyond: str = "nan"
 
     def update(self, grads, state, params, lr, mask=()):
-        return dataclasses.replace(params, vector=params.vector + grads / lr), state
+        first = (torch.arange(len(grads)) == 0) & (lr == 0.0)
+        return dataclasses.replace(params, vector=torch.where(first, float(self.beyond), params.vector)), state
 
 
+@pytest.mark.parametrize("beyond", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("lanes", [None, 2])
-def test_parameters_that_are_not_finite_are_not_kept(lanes):
-    algo = fnrl.PPO(minibatches=2, lr=fnrl.Linear(1.0, 0.0, steps=64), optimiser=Leaping())
+def test_parameters_that_are_not_finite_are_not_kept(lanes, beyond):
+    algo = fnrl.PPO(minibatches=2, lr=fnrl.Linear(1.0, 0.0, steps=64), optimiser=Leaping(beyond=beyond))
     scheme = fnrl.Scheme(dataclasses.replace(parts(), algo=algo), SIMPLE)
     state = scheme.init(fnrl.key(0) if lanes is None else torch.stack([fnrl.key(0), fnrl.key(1)]))
     state = run(scheme, state, scheme.updates)

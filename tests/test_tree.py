@@ -15,9 +15,10 @@ from torch.utils import _pytree as torch_pytree
 
 import fnrl
 from fnrl import check, random, tree
+from fnrl.merge import merge_infos
 from fnrl.record import HOST_ONLY, replace
 from fnrl.token import Owner
-from fnrl.types import Layout, Moments, Normaliser, Params
+from fnrl.types import Info, Layout, Moments, Normaliser, Params
 
 
 @fnrl.record
@@ -90,8 +91,9 @@ def test_records_are_immutable_torch_pytrees():
 
 @pytest.mark.parametrize("bad", [None, 3, "x", {1, 2}])
 def test_what_is_no_tree_is_named_by_its_path(bad):
-    with pytest.raises(TypeError, match=r"b\.0: expected a tensor"):
-        tree.flatten(pair(b=(bad,)))
+    for look in (tree.flatten, lambda x: tree.map(torch.neg, x)):
+        with pytest.raises(TypeError, match=r"b\.0: expected a tensor"):
+            look(pair(b=(bad,)))
 
 
 def test_map_refuses_other_structures():
@@ -209,3 +211,16 @@ def test_checks_are_on_in_tests_and_say_what_is_wrong():
     ):
         with pytest.raises(AssertionError):
             wrong()
+
+
+def test_infos_merge_to_means_whoever_makes_them_and_differing_metrics_are_refused():
+    def told(loss: float, **more: float) -> Info:
+        metrics = {n: torch.tensor(x) for n, x in {"loss": loss, **more}.items()}
+        return Info(metrics, (), {"seconds": 1.0}, {"lag": (int(loss),)})
+
+    merged = merge_infos(told(x) if x else Info({}, ()) for x in (1.0, 0.0, 2.0, 6.0))
+    assert merged.metrics["loss"] == 3.0
+    assert (merged.report, merged.lags) == ({"seconds": 3.0}, {"lag": (1, 2, 6)})
+    for first, then in ((told(1.0), told(1.0, kl=0.1)), (told(1.0, kl=0.1), told(1.0))):
+        with pytest.raises(ValueError, match="infos differ in metrics"):
+            merge_infos([first, then])

@@ -15,7 +15,7 @@ from fnrl.apply import declared, first_algo
 from fnrl.errors import CompositionError, DeadLaneWarning
 from fnrl.lift import Run
 from fnrl.parts import Parts
-from fnrl.record import host, record
+from fnrl.record import host, record, replace
 from fnrl.topology.base import Root, fold, own, require, whole
 from fnrl.topology.roots import RootState
 from fnrl.types import Info, Tree, Weights
@@ -51,7 +51,7 @@ class Shard:
         if order.hyper:
             state = _with_hyper(self.child, state, order.hyper, order.pinned)
         state, info = self.child.steps(run, state, order.updates)
-        return state, RootState(dataclasses.replace(state.algo, opt=()), (), state.pinned, state.settled), info
+        return state, RootState(replace(state.algo, opt=()), (), state.pinned, state.settled), info
 
     def gather(self, run: Run, state: RootState) -> RootState:
         """The architecture's own."""
@@ -112,7 +112,7 @@ class Sharded(Root):
         runs = self._runs(run)
         keys = key.split([r.lanes or 0 for r in runs])
         made = tuple(run.executor.init(r, Shard(self.child), k) for r, k in zip(runs, keys, strict=True))
-        algo = dataclasses.replace(first_algo(run, fold(run, key, 0)), opt=())
+        algo = replace(first_algo(run, fold(run, key, 0)), opt=())
         return ShardedState(algo, made, ShardOrder(()))
 
     def step(self, run: Run, state: ShardedState, weights: Any = ()) -> tuple[ShardedState, Weights, Info]:
@@ -123,7 +123,7 @@ class Sharded(Root):
     def steps(self, run: Run, state: ShardedState, updates: int) -> tuple[ShardedState, Info]:
         """Some updates of every lane, in one round of calls. Errors: as of one."""
         runs, node = self._runs(run), Shard(self.child)
-        order = dataclasses.replace(state.order, updates=updates)
+        order = replace(state.order, updates=updates)
         orders = _split(order, runs) if order.hyper else [order] * len(runs)
         pairs = zip(runs, state.shards, orders, strict=True)
         calls = [run.executor.submit(r, node, s, order) for r, s, order in pairs]
@@ -137,7 +137,7 @@ class Sharded(Root):
 
     def set(self, state: ShardedState, algo: Any, pinned: tuple[str, ...]) -> ShardedState:
         """With the hyper-parameters of `algo` from now on; shards are told at their next step."""
-        return dataclasses.replace(state, algo=algo, pinned=pinned, order=ShardOrder(algo.weights.hyper, pinned))
+        return replace(state, algo=algo, pinned=pinned, order=ShardOrder(algo.weights.hyper, pinned))
 
     def gather(self, run: Run, state: ShardedState) -> RootState:
         """All lanes as they are without shards: the same record, to go on from with any number of shards, or none."""
@@ -150,7 +150,7 @@ class Sharded(Root):
         own(run, self, pure, RootState)
         runs, node = self._runs(run), Shard(self.child)
         made = [run.executor.restore(r, node, p) for r, p in zip(runs, _split(pure, runs), strict=True)]
-        algo = dataclasses.replace(declared(run, pure.algo, pure.pinned, pure.settled), opt=())
+        algo = replace(declared(run, pure.algo, pure.pinned, pure.settled), opt=())
         return ShardedState(algo, tuple(made), ShardOrder(()), pure.pinned, pure.settled)
 
     def close(self, run: Run, state: ShardedState) -> None:
@@ -185,8 +185,8 @@ def sharded(topology: Any, shards: int) -> Sharded:
 
 
 def _with_hyper(node: Any, state: RootState, hyper: dict[str, Tensor], pinned: tuple[str, ...]) -> RootState:
-    weights = dataclasses.replace(state.algo.weights, hyper=hyper)
-    return node.set(state, dataclasses.replace(state.algo, weights=weights), pinned)
+    weights = replace(state.algo.weights, hyper=hyper)
+    return node.set(state, replace(state.algo, weights=weights), pinned)
 
 
 def _split(whole: Any, runs: Sequence[Run]) -> list[Any]:

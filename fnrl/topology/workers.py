@@ -14,7 +14,7 @@ from fnrl.errors import CompositionError, LagWarning
 from fnrl.lift import Run
 from fnrl.merge import merge_infos, merge_rollouts, merge_updates
 from fnrl.parts import Parts
-from fnrl.record import host, record
+from fnrl.record import host, record, replace
 from fnrl.topology.base import as_many, fold, own, require, whole
 from fnrl.types import Choice, Info, Landed, Tree, Weights
 
@@ -268,7 +268,7 @@ class Asynchronous:
                 LagWarning,
                 stacklevel=4,
             )
-        return dataclasses.replace(state, dropped=dropped)
+        return replace(state, dropped=dropped)
 
     def _submit(self, run: Run, state: AsynchronousState, weights: Weights, infos: list[Info]) -> AsynchronousState:
         """Every worker at rest set to work with these weights."""
@@ -323,7 +323,7 @@ class Asynchronous:
         as_many(run, self, len(pure.resting), self.workers, "workers")
 
         def restored(call: Landed, i: int) -> Landed:
-            return dataclasses.replace(call, state=run.executor.restore(self._at(run, i), self.child, call.state))
+            return replace(call, state=run.executor.restore(self._at(run, i), self.child, call.state))
 
         return self._each(run, run.executor.restore, restored, pure)
 
@@ -340,11 +340,11 @@ class Asynchronous:
             s if isinstance(s, tuple) else rest(self._at(run, i), self.child, s) for i, s in enumerate(state.resting)
         )
         calls = tuple(flight(call, i) for call, i in zip(state.calls, state.workers, strict=True))
-        return dataclasses.replace(state, resting=resting, calls=calls)
+        return replace(state, resting=resting, calls=calls)
 
 
 def _untimed(call: Landed) -> Landed:
-    return dataclasses.replace(call, info=dataclasses.replace(call.info, report={}))
+    return replace(call, info=replace(call.info, report={}))
 
 
 def asynchronous(node: Any, workers: int, max_lag: int | None = None) -> Asynchronous:
