@@ -23,6 +23,7 @@ from fnrl.errors import CompilerWarning
 Flat = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 _OPTIONS: dict[str, Any] = {"cpp_wrapper": True}  # the calls between kernels are C++, too: half the cost of small ones
+_KEEP: dict[str, Any] = {"realize_opcount_threshold": 8}  # operations that inductor would rather repeat than store: 30
 
 
 @dataclasses.dataclass
@@ -36,21 +37,24 @@ class Spent:
 SPENT = Spent()
 
 
-def compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor]) -> Flat | None:
-    """`f(*tensors)` for tensors of the shapes of `example`, as a function of their list; None without a compiler."""
+def compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor], keep: bool = False) -> Flat | None:
+    """`f(*tensors)` for tensors of the shapes of `example`, as a function of their list; None without a compiler.
+
+    With `keep`, less of what is read in several places is computed again in each.
+    """
     if not _compiler():
         return None
     from torch._inductor.exc import InductorError
 
     begin = time.perf_counter()
     try:
-        made = _compiled(f, example)
+        made = _compiled(f, example, keep)
     except InductorError as error:
         damaged = _DAMAGED.search(str(error))
         if damaged is None:
             raise
         os.unlink(damaged[1])
-        made = _compiled(f, example)
+        made = _compiled(f, example, keep)
     SPENT.seconds += time.perf_counter() - begin
     SPENT.graphs += 1
     return made
@@ -60,7 +64,7 @@ def compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor]) ->
 _DAMAGED = re.compile(r"ImportError: (\S+\.so): ")
 
 
-def _compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor]) -> Flat:
+def _compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor], keep: bool) -> Flat:
     from torch._inductor import compile as inductor
 
     traced, fakes = _trace(f, example)
@@ -74,7 +78,7 @@ def _compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor]) -
     graph: Any = lambda: ()  # noqa: E731
     if not all(given for given, _ in through):
         with torch.no_grad():
-            graph = inductor(traced, [fakes[i] for i in kept], _OPTIONS)
+            graph = inductor(traced, [fakes[i] for i in kept], _OPTIONS | _KEEP if keep else _OPTIONS)
 
     def run(xs: Sequence[Tensor]) -> Sequence[Tensor]:
         made = graph(*[x if (x := xs[i]).is_contiguous() else x.contiguous() for i in kept])

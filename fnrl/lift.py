@@ -62,9 +62,11 @@ class Run:
         """A method over lanes."""
         return method if self.lanes is None else _mapped(method)
 
-    def graph(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """A method over lanes, compiled if this run compiles: for the few calls in which the time goes."""
-        return _compiled(method, self.lanes is not None) if self.compile else self.lift(method)
+    def graph(self, method: Callable[..., Any], keep: bool = False) -> Callable[..., Any]:
+        """A method over lanes, compiled if this run compiles: for the few calls in which the time goes. What is read
+        in several places is computed in each of them, or with `keep` once, as a gradient wants its activations.
+        """
+        return _compiled(method, self.lanes is not None, keep) if self.compile else self.lift(method)
 
     def number(self, n: int) -> Tensor:
         """A number of the host as a tensor, int64, one for each lane: what changes from call to call goes into a lifted
@@ -132,7 +134,7 @@ def _mapped(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=512)
-def _compiled(method: Callable[..., Any], mapped: bool) -> Callable[..., Any]:
+def _compiled(method: Callable[..., Any], mapped: bool, keep: bool) -> Callable[..., Any]:
     made: dict[Any, tuple[graphs.Flat, Callable[[Any], Any]]] = {}
     eager = _mapped(method) if mapped else method
 
@@ -140,7 +142,7 @@ def _compiled(method: Callable[..., Any], mapped: bool) -> Callable[..., Any]:
         leaves: list[Tensor] = []
         which = tuple([tree.sign(a, leaves) if is_dynamic(a) else a for a in args])
         if which not in made:
-            found = _compile(method, args, mapped)
+            found = _compile(method, args, mapped, keep)
             if found is None:
                 return eager(*args)
             made[which] = found
@@ -151,7 +153,7 @@ def _compiled(method: Callable[..., Any], mapped: bool) -> Callable[..., Any]:
 
 
 def _compile(
-    method: Callable[..., Any], args: tuple[Any, ...], mapped: bool
+    method: Callable[..., Any], args: tuple[Any, ...], mapped: bool, keep: bool
 ) -> tuple[graphs.Flat, Callable[[Any], Any]] | None:
     """The graph of a method for arguments such as these, and how what it returns is built; None without a compiler."""
     leaves, statics, structure = _split(args)
@@ -162,5 +164,5 @@ def _compile(
         made.append(out_structure)
         return tuple(out)
 
-    graph = graphs.compiled(torch.func.vmap(flat) if mapped else flat, leaves)
+    graph = graphs.compiled(torch.func.vmap(flat) if mapped else flat, leaves, keep)
     return None if graph is None else (graph, tree.builder(made[0]))

@@ -127,7 +127,7 @@ class Gradients:
             state, info, env_steps = self._plan(run, state, weights)
         begin = time.perf_counter()
         rows, noise = state.batches.at(state.cursor)
-        grads, aux = run.graph(_gradient)(
+        grads, aux = run.graph(_gradient, keep=True)(
             parts.algo, parts.storage, parts.actor, weights, state.batches.data, rows, noise
         )
         storage = parts.storage.feedback(state.storage, state.batches.data, rows, aux.priority)
