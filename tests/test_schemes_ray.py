@@ -48,6 +48,9 @@ def assert_replays(parts, topology, choices, gathered, updates):
 NESTED = [
     centralised(gradients(asynchronous(collect, 2))),
     centralised(asynchronous(gradients(asynchronous(collect, 1)), 2, max_lag=3)),
+    centralised(asynchronous(gradients(collect), 2)),
+    centralised(asynchronous(gradients(synchronous(collect, 2)), 2)),
+    decentralised(gradients(asynchronous(collect, 2)), 2),
 ]
 
 
@@ -115,3 +118,27 @@ def test_decentralised_cells_hold_the_bits_of_one_process():
     pure = there.gather(a)
     there.close(a)
     assert tree.different_bits(pure.node.algo, b.node.algo) == []
+
+
+@pytest.mark.parametrize("child", [collect, synchronous(collect, 2)], ids=repr)
+def test_a_replica_that_is_killed_goes_on_from_its_snapshot(child):
+    topology, parts = decentralised(gradients(child), 2, check_every=1), on_policy()
+    there, here = fnrl.Scheme(parts, topology, on_ray()), fnrl.Scheme(parts, topology)
+    a, b = there.init(fnrl.key(0)), here.init(fnrl.key(0))
+    killed = []
+    for update in range(20):
+        if update in (7, 8, 14):  # snapshots are every 4 updates; a plan has 8
+            owner = owners(a.node.child)[update % 2]
+            killed.append((owner, owner.pid))
+            kill(owner.pid)
+        if update == 16:
+            a, b = there.set(a, lr=1e-3), here.set(b, lr=1e-3)
+        a, b = there.step(a)[0], here.step(b)[0]
+    pure = there.gather(a)
+    assert all(owner.pid != pid for owner, pid in killed)
+    resumed = there.restore(pure)
+    there.close(a)
+    a, b = run(there, resumed, 5)[0], run(here, b, 5)[0]
+    last = there.gather(a)
+    there.close(a)
+    assert tree.different_bits(last, here.gather(b)) == []

@@ -152,13 +152,13 @@ class Replica:
         return ReplicaState(algo, child), share, merge_infos([info, Info({}, (), spent)])
 
     def gather(self, run: Run, state: ReplicaState) -> ReplicaState:
-        """The node below, gathered; the algorithm's state is the root's."""
-        return ReplicaState((), self.child.gather(run, state.child))
+        """The node below, gathered. The algorithm's state comes along: a cell that is lost goes on from it."""
+        return replace(state, child=self.child.gather(run, state.child))
 
     def restore(self, run: Run, pure: ReplicaState) -> ReplicaState:
         """The node below, restored."""
         own(run, self, pure, ReplicaState)
-        return ReplicaState((), self.child.restore(run, pure.child))
+        return replace(pure, child=self.child.restore(run, pure.child))
 
     def close(self, run: Run, state: ReplicaState) -> None:
         """Closes the node below."""
@@ -242,9 +242,9 @@ class Decentralised(Root):
         return replace(state, algo=algo, pinned=pinned, child=child)
 
     def gather(self, run: Run, state: RootState) -> RootState:
-        """The replicas, gathered."""
+        """The replicas, gathered, without what each has of the algorithm's state: the root has it once."""
         workers = self._round().each(run, run.executor.gather, Replica(self.child), state.child.workers)
-        return replace(state, child=DecentralisedState(workers, ()))
+        return replace(state, child=DecentralisedState(tuple(replace(w, algo=()) for w in workers), ()))
 
     def restore(self, run: Run, pure: RootState) -> RootState:
         """The replicas, restored; hyper-parameters that nobody has set are the parts'."""
