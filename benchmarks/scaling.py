@@ -97,7 +97,7 @@ def case_halfcheetah(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def case_compiled(args: argparse.Namespace) -> Iterator[Row]:
-    """The same, compiled on both sides."""
+    """The same with fnrl compiled; stable-baselines3 as it is."""
     yield from _halfcheetah(args, "compiled", ("one compiled", "collectors compiled"), (1.6, 1.8))
 
 

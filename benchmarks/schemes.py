@@ -28,7 +28,7 @@ TWELVE: dict[str, Any] = {
 
 
 def cartpole(lagging: bool) -> fnrl.Parts:
-    """PPO, 8 x 32 steps, 4 x 4 minibatches; where products lag smaller steps and V-trace (of seeds 11 to 16)."""
+    """PPO, 8 x 32 steps, 4 x 4 minibatches; smaller steps and V-trace where products lag."""
     env = fnrl.envs.CartPole(num_envs=8)
     if lagging:
         lr = fnrl.Linear(5e-4, 0.0, LIMIT)

@@ -136,6 +136,7 @@ def test_a_replica_that_is_killed_goes_on_from_its_snapshot(child):
         a, b = there.step(a)[0], here.step(b)[0]
     pure = there.gather(a)
     assert all(owner.pid != pid for owner, pid in killed)
+    assert [w.algo for w in pure.node.child.workers] == [(), ()]  # the root has it once
     resumed = there.restore(pure)
     there.close(a)
     a, b = run(there, resumed, 5)[0], run(here, b, 5)[0]
