@@ -20,7 +20,7 @@ class LagWarning(UserWarning):
 class EnvironmentFault(RuntimeError):
     """An environment raised, hung, died, or broke its own declaration (shape, dtype, seed).
 
-    `lost` says that a simulator's process died or hung: another one may not.
+    `lost` says that it raised, or that its process died or hung: another one may not.
     """
 
     lost: bool = False

@@ -80,8 +80,8 @@ def faulty(tmp_path, what, steps=16, **options):
 
 
 class Once(gymnasium.Env):
-    """An environment that at its fortieth step (`born`: when it is made) does `what`: `hang` or `die`, once, as the
-    file `mark` remembers; `raise` or `end` every time. If it is `slow`, the first one that is made is.
+    """An environment that at its fortieth step (`born`: when it is made) does `what`: `hang`, `die` or `trip`, once, as
+    the file `mark` remembers; `raise` or `end` every time. If it is `slow`, the first one that is made is.
     """
 
     observation_space, action_space = spaces.Box(-10, 10, (2,), np.float32), spaces.Discrete(2)
@@ -112,6 +112,6 @@ class Once(gymnasium.Env):
                 time.sleep(600)
             if self.what == "end" or (self.what == "die" and self.first()):
                 os._exit(1)
-            if self.what == "raise":
+            if self.what == "raise" or (self.what == "trip" and self.first()):
                 raise OSError("the gripper is stuck")
         return self.np_random.normal(size=2).astype(np.float32), float(action), False, self.at >= 7, {}

@@ -132,6 +132,7 @@ def test_cells_killed_at_drawn_points_change_no_bit(parts, topology, updates):
     [
         pytest.param("hang", "hung", marks=pytest.mark.slow, id="hang"),
         pytest.param("die", "environment", id="simulator"),
+        pytest.param("trip", "environment", id="raise"),
         pytest.param("born", "died", marks=pytest.mark.slow, id="start"),
     ],
 )
@@ -145,14 +146,26 @@ def test_what_another_process_may_mend_is_tried_again(tmp_path, what, kind):
     assert_same(parts, COLLECTORS, gathered, 25, seed=1)
 
 
-def test_what_a_node_raises_comes_up_at_once_with_its_type_and_its_worker(tmp_path):
+def test_what_an_environment_raises_again_comes_up_with_its_type_and_its_worker(tmp_path):
     scheme = fnrl.Scheme(faulty(tmp_path, "raise"), COLLECTORS, executor=on_ray())
     state = scheme.init(fnrl.key(0))
     with pytest.raises(fnrl.EnvironmentFault, match=r"worker 0 \(collect\): Once, environment 0.*gripper is st") as e:
         run(scheme, state, 25)
     assert any("in its cell" in note for note in e.value.__notes__)
-    assert not cells_of(state)[0].row
+    assert cells_of(state)[0].row == ["environment"]
     scheme.close(state)
+
+
+def test_an_asynchronous_run_goes_on_when_an_environment_raises(tmp_path):
+    parts = dataclasses.replace(faulty(tmp_path, "trip"), storage=fnrl.VTrace(steps=16))
+    scheme = fnrl.Scheme(parts, centralised(gradients(asynchronous(collect, 2))), on_ray())
+    state, faults, updates = scheme.init(fnrl.key(0)), {}, 0
+    while not faults and updates < 20_000:
+        state, faults = run(scheme, state, 10)
+        updates += 10
+    scheme.close(state)
+    assert faults == {"faults/environment": 1.0}
+    assert updates > 100  # the other worker's, meanwhile
 
 
 def test_a_worker_that_always_fails_stops_the_run(tmp_path):
@@ -227,6 +240,21 @@ def test_what_the_cluster_cannot_hold_is_said_at_once(scheme, message):
     scheme = scheme()
     with pytest.raises(fnrl.CompositionError, match=message):
         scheme.init(fnrl.key(0))
+
+
+def test_a_cell_that_others_leave_no_room_for_is_not_waited_for_for_ever():
+    @ray.remote(num_cpus=3.5)
+    class Other:
+        def here(self):
+            return True
+
+    other = Other.remote()
+    assert ray.get(other.here.remote())
+    scheme = fnrl.Scheme(on_policy(), COLLECTORS, on_ray(collect=fnrl.Resources(cpus=0.4), patience=3.0))
+    message = r"worker \d \(collect\) asks for 0\.4 CPU and did not start within 3 s; free in the cluster: 0\.1 of 4 CPU"
+    with pytest.raises(fnrl.ExecutorError, match=message):
+        scheme.init(fnrl.key(0))
+    ray.kill(other)
 
 
 @pytest.mark.slow

@@ -98,6 +98,47 @@ def test_a_cluster_of_ones_own_is_private_and_ends_with_its_last_cell():
     assert not ray.is_initialized()
 
 
+@pytest.fixture
+def address():
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+def join(address, before="", **env):
+    """What another process prints that steps on this cluster, and what it raises."""
+    code = (
+        f"import ray, sys, fnrl; from ray_cases import *; from fnrl.topology import *; {before}\n"
+        f"executor = on_ray(address={address!r})\n"
+        "scheme = fnrl.Scheme(on_policy(), centralised(synchronous(gradients(collect), 1)), executor)\n"
+        "state, _ = scheme.step(scheme.init(fnrl.key(0)))\n"
+        "scheme.close(state)\n"
+        "print(ray.get_runtime_context().gcs_address, state.version)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), **env}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
+    return out.stdout.strip(), out.stderr
+
+
+def test_a_cluster_is_found_and_one_of_another_version_is_refused(address):
+    assert join("auto", RAY_ADDRESS=address)[0] == f"{address} 1"
+    for before, said in (
+        ("ray.__version__ = '0.0.1'", "Ray: 0.0.1"),
+        ("ray._private.utils.compute_version_info = lambda: (ray.__version__, '3.10.1')", "Python: 3.10.1"),
+    ):
+        _, error = join(address, before)
+        assert f"ExecutorError: the Ray cluster at {address} can't be joined" in error
+        assert said in error
+    assert ray.is_initialized()
+
+
+@pytest.mark.slow
+def test_a_cluster_refuses_who_has_not_its_token(address):
+    _, error = join(address, RAY_AUTH_TOKEN="0" * 64)
+    assert f"ExecutorError: the Ray cluster at {address} can't be joined" in error
+    assert "is its token in RAY_AUTH_TOKEN or ~/.ray/auth_token?" in error
+
+
 def test_nothing_refers_to_a_cluster_that_was_shut_down():
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     scheme = fnrl.Scheme(on_policy(), centralised(synchronous(gradients(collect), 1)), on_ray())
@@ -105,15 +146,6 @@ def test_nothing_refers_to_a_cluster_that_was_shut_down():
     elsewhere = fnrl.Scheme(on_policy(), scheme.topology, on_ray(address="10.1.2.3:6379"))
     with pytest.raises(fnrl.ExecutorError, match=r"connected to the Ray cluster at .*not to the one at 10\.1\.2\.3"):
         elsewhere.init(fnrl.key(0))
-    code = (
-        "import ray; ray.__version__ = '0.0.1'; import fnrl; from ray_cases import *; from fnrl.topology import *\n"
-        f"executor = on_ray(address={ray.get_runtime_context().gcs_address!r})\n"
-        "fnrl.Scheme(on_policy(), centralised(synchronous(gradients(collect), 1)), executor).init(fnrl.key(0))"
-    )
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert "ExecutorError: the Ray cluster at" in out.stderr
-    assert "Ray: 0.0.1" in out.stderr
     ray.shutdown()
     with pytest.raises(fnrl.StaleStateError, match="its Ray cluster was shut down"):
         scheme.step(state)

@@ -226,7 +226,7 @@ class _Closing:
         if isinstance(error, SimulatorError):
             i, fault = min(error.faults.items())
             told = EnvironmentFault(f"{self.owner._where(i, self.starting)}: {fault.what}")
-            told.lost = fault.lost
+            told.lost = fault.lost or fault.error is not None
             raise told from fault.error
 
 

@@ -87,7 +87,8 @@ def connect(address: str | None, store: int | None) -> Session:
         except (RayError, RuntimeError, ConnectionError, ValueError, OSError) as error:
             where = f"the Ray cluster at {named}" if named else "a Ray cluster on this machine"
             what = "can't be joined" if named else "did not start"
-            raise ExecutorError(f"{where} {what}: {error}") from error
+            hint = ". Is it running, and is its token in RAY_AUTH_TOKEN or ~/.ray/auth_token?" if named else ""
+            raise ExecutorError(f"{where} {what}: {error}{hint}") from error
         _hide_token()
     context = ray.get_runtime_context()
     if address not in (None, "auto", "local", context.gcs_address) and not str(address).startswith("ray://"):

@@ -9,7 +9,7 @@ HELP = {
     "node": "its node was lost",
     "memory": "it was killed because its node ran out of memory",
     "lost": "an object it needed, or had made, was lost",
-    "environment": "a simulator died or hung",
+    "environment": "a simulator raised, died or hung",
 }
 
 

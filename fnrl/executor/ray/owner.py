@@ -152,7 +152,8 @@ class CellOwner(Owner):
             try:
                 self._advance()
             except Exception as error:
-                if faults.kind_of(error) not in ("died", "node", "hung") or len(self.row) >= self.terms.retries:
+                kind = faults.kind_of(error)
+                if kind in (None, "memory", "lost") or self._again(kind) or len(self.row) >= self.terms.retries:
                     return True
                 self._replace(error)
         return False
@@ -246,13 +247,17 @@ class CellOwner(Owner):
         least = self.terms.snapshot_every
         self.every = min(max(least, math.ceil(_SHARE * cost / max(each, 1e-6))), _LONGEST * least)
 
+    def _again(self, kind: str) -> bool:
+        """Whether it is what another process has just met, too."""
+        return kind == "environment" and kind in self.row
+
     def _replace(self, error: Exception) -> None:
         """Starts another process after a fault; raises what is none."""
         call, kind, name = self.waiting[0], faults.kind_of(error), self.terms.name
         if kind == "hung" and call.method == "hello":
             self.close()
             raise _unplaced(self.terms) from None
-        if kind is None or (kind == "environment" and kind in self.row):
+        if kind is None or self._again(kind):
             self.waiting.popleft()
             self.kept = [c for c in self.kept if c is not call]
             raise faults.own_error(error, name) from None
