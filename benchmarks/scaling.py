@@ -172,6 +172,67 @@ def case_round(args: argparse.Namespace) -> Iterator[Row]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bulk:
+    """A node with a state of so many floats, that a step makes anew."""
+
+    floats: int
+    produces: ClassVar[str] = "updates"
+
+    def init(self, run: Run, key: torch.Tensor) -> torch.Tensor:
+        """Zeros."""
+        return torch.zeros(self.floats)
+
+    def step(self, run: Run, state: torch.Tensor, weights: Any) -> Any:
+        """One more in each place."""
+        return state + 1.0, weights.params.vector[:1] + state[:1], Info({}, (), {})
+
+    def gather(self, run: Run, state: torch.Tensor) -> torch.Tensor:
+        """As it is."""
+        return state
+
+    def close(self, run: Run, state: Any) -> None:
+        """Nothing."""
+
+
+def case_tasks(args: argparse.Namespace) -> Iterator[Row]:
+    """A round of two workers of a pure node: in cells, and as Ray tasks on references to their states."""
+    parts, executor = parts_of(fnrl.envs.CartPole(num_envs=1), 8), cells()
+    run = Run(parts, executor)
+    weights = first_algo(run, fnrl.key(0)).weights
+    remote: Any = ray.remote
+    with executor.opening(run, synchronous(gradients(collect), 2)):
+        cell = {n: [executor.init(run.child(i), Bulk(n), fnrl.key(i)) for i in range(2)] for n in (1250, 125_000, 1_250_000)}
+    for floats, states in cell.items():
+        node = Bulk(floats)
+
+        def work(state: Any, vector: Any) -> Any:
+            return state + 1.0, vector[:1] + state[:1]
+
+        task = remote(work).options(num_returns=2, num_cpus=0.05)
+        refs = [ray.put(np.zeros(floats, np.float32)) for _ in range(2)]
+        took: dict[str, list[float]] = {"cells": [], "tasks": []}
+        for i in range(30 + 10 * args.rounds):
+            sent = dataclasses.replace(weights, version=i)
+            for how in ("cells", "tasks") if i % 2 == 0 else ("tasks", "cells"):
+                begin = time.perf_counter()
+                if how == "cells":
+                    calls = [executor.submit(run.child(j), node, s, sent) for j, s in enumerate(states)]
+                    states[:] = [executor.result(c)[0] for c in calls]
+                else:
+                    down = ray.put(weights.params.vector.numpy())
+                    made = [task.remote(r, down) for r in refs]
+                    ray.get([product for _, product in made])
+                    refs = [state for state, _ in made]
+                took[how].append(1e3 * (time.perf_counter() - begin))
+        for how, times in took.items():
+            what = f"a round of two as {how}, ms, states of {4 * floats / 1e3:g} kB"
+            yield Row("tasks", what, statistics.median(times[30:]), detail=times[30:])
+    for floats, states in cell.items():
+        for j, s in enumerate(states):
+            executor.close(run.child(j), Bulk(floats), s)
+
+
+@dataclasses.dataclass(frozen=True)
 class Touch:
     """A node whose step takes the weights and keeps them: a copy would stay."""
 
@@ -289,6 +350,7 @@ if __name__ == "__main__":
             "compiled": case_compiled,
             "topologies": case_topologies,
             "round": case_round,
+            "tasks": case_tasks,
             "weights": case_weights,
             **{f"memory-{name}": memory(name, *how) for name, how in MEMORY.items()},
         },

@@ -15,12 +15,23 @@ def under_transform() -> bool:
     return torch.compiler.is_compiling() or _functorch.maybe_current_level() is not None
 
 
+def _only_mapped() -> bool:
+    """Whether nothing but vmap is running: then what a gradient was made of is let go while it is made."""
+    return not torch.compiler.is_compiling() and all(
+        level.key() == _functorch.TransformType.Vmap for level in _functorch.get_interpreter_stack()
+    )
+
+
 def value_and_grad(f: Callable[[Tensor], tuple[Tensor, Any]]) -> Callable[[Tensor], tuple[tuple[Tensor, Any], Tensor]]:
     """`x -> ((f(x), aux), df/dx)` for `f(x) -> (0-d loss, aux)`; aux comes back detached."""
 
     def run(x: Tensor) -> tuple[tuple[Tensor, Any], Tensor]:
         if under_transform():
-            grads, (loss, aux) = torch.func.grad(lambda v: _twice(f(v)), has_aux=True)(x)
+            if not _only_mapped():
+                grads, (loss, aux) = torch.func.grad(lambda v: _twice(f(v)), has_aux=True)(x)
+                return (loss, aux), grads
+            loss, back, aux = torch.func.vjp(f, x, has_aux=True)
+            (grads,) = back(torch.ones_like(loss), retain_graph=False, create_graph=False)
             return (loss, aux), grads
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()

@@ -64,8 +64,8 @@ class Adam:
         var = (state.var * self.b2).addcmul(grads, grads, value=1.0 - self.b2)
         first, second = _one_minus_power(self.b1, count), _one_minus_power(self.b2, count)
         # in place where it is nobody else's: vectors of many lanes are large
-        denominator = var.sqrt().mul_(layout.spread(second.rsqrt())).add_(self.eps)
-        change = (mean / denominator).mul_(layout.spread(_per_group(lr, layout) / first))
+        denominator = layout.scale_(var.sqrt(), second.rsqrt()).add_(self.eps)
+        change = layout.scale_(mean / denominator, _per_group(lr, layout) / first)
         del denominator
         old = params.vector if self.decay == 0.0 else params.vector * (1.0 - layout.spread(lr) * self.decay)
         vector = old - change

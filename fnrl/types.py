@@ -72,6 +72,14 @@ class Layout:
         parts = [v.expand(n) for v, n in zip(x.unbind(0), self.group_sizes, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def scale_(self, vector: Tensor, x: Tensor) -> Tensor:
+        """`vector *= spread(x)` in place; outside a graph group by group, for what `spread` joins is as large."""
+        if torch.compiler.is_compiling():
+            return vector.mul_(self.spread(x))
+        for part, v in zip(vector.split_with_sizes(self.group_sizes), x.unbind(0), strict=True):
+            part.mul_(v)
+        return vector
+
 
 @record
 class Params:
