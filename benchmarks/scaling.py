@@ -201,7 +201,9 @@ def case_tasks(args: argparse.Namespace) -> Iterator[Row]:
     weights = first_algo(run, fnrl.key(0)).weights
     remote: Any = ray.remote
     with executor.opening(run, synchronous(gradients(collect), 2)):
-        cell = {n: [executor.init(run.child(i), Bulk(n), fnrl.key(i)) for i in range(2)] for n in (1250, 125_000, 1_250_000)}
+        cell = {
+            n: [executor.init(run.child(i), Bulk(n), fnrl.key(i)) for i in range(2)] for n in (1250, 125_000, 1_250_000)
+        }
     for floats, states in cell.items():
         node = Bulk(floats)
 

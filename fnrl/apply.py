@@ -79,7 +79,7 @@ def apply_update(
     stepped all the same: `fork` before, or resume from a save.)
     """
     old: Weights = state.weights
-    if update.first:
+    if update.first and "target_kl" in old.hyper:
         state = replace(state, stopped=torch.zeros_like(state.stopped))
     after, metrics, finite = run.graph(_apply)(run.parts.algo, state, update.grads, update.info)
     dead = _dead(run, metrics, update, state, after.weights.params, finite)

@@ -30,7 +30,7 @@ def value_and_grad(f: Callable[[Tensor], tuple[Tensor, Any]]) -> Callable[[Tenso
             if not _only_mapped():
                 grads, (loss, aux) = torch.func.grad(lambda v: _twice(f(v)), has_aux=True)(x)
                 return (loss, aux), grads
-            loss, back, aux = torch.func.vjp(f, x, has_aux=True)
+            loss, back, aux = torch.func.vjp(f, x, has_aux=True)  # pyright: ignore[reportAssignmentType]
             (grads,) = back(torch.ones_like(loss), retain_graph=False, create_graph=False)
             return (loss, aux), grads
         with torch.enable_grad():

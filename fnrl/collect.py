@@ -286,20 +286,23 @@ def _running(reward: Tensor, done: Tensor, carried: Tensor, gamma: Any) -> tuple
     """`G_t = r_t + gamma (1 - done_{t-1}) G_{t-1}` `[T, N]` with `G_{-1}` carried in, and `G` to carry on (0 after
     an end).
     """
-    keep = gamma * (1.0 - done.float())
-    first = torch.cat([(reward[0] + gamma * carried)[None], reward[1:]])
-    running = returns.forward_scan(first, torch.cat([torch.zeros_like(keep[:1]), keep[:-1]]))
+    if len(reward) == 1:
+        running = reward + gamma * carried
+    else:
+        keep = gamma * (1.0 - done.float())
+        first = torch.cat([(reward[0] + gamma * carried)[None], reward[1:]])
+        running = returns.forward_scan(first, torch.cat([torch.zeros_like(keep[:1]), keep[:-1]]))
     return running, torch.where(done[-1], 0.0, running[-1])
 
 
 def _non_finite(run: Run, state: CollectState, rollout: Transition) -> Tree:
     """The lanes `[S]` whose rollout is not finite, told where they are new; `()` if there are none."""
     bad: dict[int | None, str] = {}
-    for name in ("next_obs", "reward", "logp"):
-        x = getattr(rollout, name)
-        if not x.is_floating_point() or not bool((x - x).any()):  # inf - inf is NaN: half the cost of isfinite
-            continue
-        key = run.lift(random.fold_in)(state.key, state.rollouts)
+    told = {n: x for n in ("next_obs", "reward", "logp") if (x := getattr(rollout, n)).is_floating_point()}
+    if math.isfinite(sum(x.sum() for x in told.values())):  # a sum is, if all is; one that isn't is looked into
+        return ()
+    key = run.lift(random.fold_in)(state.key, state.rollouts)
+    for name, x in told.items():
         for lane in (None,) if run.lanes is None else range(run.lanes):
             wrong = torch.nonzero(~torch.isfinite(x if lane is None else x[lane]))
             if not len(wrong) or lane in bad:

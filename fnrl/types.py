@@ -58,6 +58,12 @@ class Layout:
         return tuple(dict.fromkeys(n.split(".", 1)[0] for n in self.names))
 
     @cached_property
+    def places(self) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+        """The group, the rest of the name, and the shape of each leaf."""
+        heads = (n.partition(".") for n in self.names)
+        return tuple((group, rest, shape) for (group, _, rest), shape in zip(heads, self.shapes, strict=True))
+
+    @cached_property
     def group_sizes(self) -> tuple[int, ...]:
         """Elements of each group."""
         sizes = dict.fromkeys(self.groups, 0)
@@ -92,10 +98,9 @@ class Params:
     def groups(self) -> dict[str, dict[str, Tensor]]:
         """The parameters by group and by the rest of their names, taken apart by one split (once a record)."""
         parts = self.vector.split_with_sizes(self.layout.sizes)
-        out: dict[str, dict[str, Tensor]] = {}
-        for name, part, shape in zip(self.layout.names, parts, self.layout.shapes, strict=True):
-            group, rest = name.split(".", 1)
-            out.setdefault(group, {})[rest] = part.view(shape)
+        out: dict[str, dict[str, Tensor]] = {group: {} for group in self.layout.groups}
+        for (group, rest, shape), part in zip(self.layout.places, parts, strict=True):
+            out[group][rest] = part if len(shape) == 1 else part.view(shape)
         return out
 
     def tree(self) -> dict[str, Tensor]:

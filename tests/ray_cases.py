@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -17,8 +18,8 @@ SMALL = fnrl.Resources(cpus=0.2)
 ENV = fnrl.envs.CartPole(num_envs=4, time_limit=20)
 
 
-def on_policy(env=ENV, steps=32):
-    actor = fnrl.OnPolicyActorCritic(env.spec, policy=fnrl.MLP((16,)), value=fnrl.MLP((16,)))
+def on_policy(env=ENV, steps=32, hidden=(16,)):
+    actor = fnrl.OnPolicyActorCritic(env.spec, policy=fnrl.MLP(hidden), value=fnrl.MLP(hidden))
     algo = fnrl.PPO(minibatches=2)
     return fnrl.Parts(env, actor, algo, fnrl.GAE(steps=steps), normalise_obs=fnrl.NormaliseObs())
 
@@ -59,6 +60,36 @@ def descendants(pid):
         new = {p for p, s in parents.items() if s and s[0] in new}
         found |= {p: parents[p][1] for p in new}
     return found
+
+
+def left_of(processes, seconds):
+    """Those that are still there after so many seconds."""
+    end = time.monotonic() + seconds
+    while True:
+        left = {p for p, begun in processes.items() if (s := stat(p)) and s[1] == begun}
+        if not left or time.monotonic() > end:
+            return [Path(f"/proc/{p}/cmdline").read_bytes() for p in left]
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def left_behind():
+    """Filled at the end: processes of a cluster begun inside, and of its cells, that outlive it. (Any test's: one that
+    was killed, hung or raised on the way as well.)
+    """
+    left, seen, done = [], {}, threading.Event()
+
+    def watch():
+        known = descendants(os.getpid())
+        while not done.wait(0.25):
+            seen.update({p: b for p, b in descendants(os.getpid()).items() if known.get(p) != b})
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    if Path("/proc/self/stat").exists():
+        watcher.start()
+    yield left
+    done.set()
+    left += [line for line in left_of(seen, 30) if b"resource_tracker" not in line]  # Python's own
 
 
 def cell_pids():

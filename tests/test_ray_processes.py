@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import ray
-from ray_cases import descendants, on_policy, on_ray, stat
+from ray_cases import descendants, left_of, on_policy, on_ray
 
 import fnrl
 from fnrl.executor.ray import cluster
@@ -19,16 +18,6 @@ from fnrl.topology import centralised, collect, gradients, synchronous
 
 HERE = Path(__file__).parent
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-
-
-def left_of(processes, seconds):
-    """Those that are still there after so many seconds."""
-    end = time.monotonic() + seconds
-    while True:
-        left = {p for p, begun in processes.items() if (s := stat(p)) and s[1] == begun}
-        if not left or time.monotonic() > end:
-            return [Path(f"/proc/{p}/cmdline").read_bytes() for p in left]
-        time.sleep(0.2)
 
 
 @pytest.fixture

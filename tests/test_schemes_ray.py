@@ -1,11 +1,18 @@
 """What is not synchronous on Ray: recorded, and repeated in one process to the same bits."""
 
+import warnings
+
 import pytest
 import ray
-from ray_cases import faulty, kill, on_policy, on_ray, owners
+from ray_cases import faulty, kill, left_behind, on_policy, on_ray, owners
 
 import fnrl
 from fnrl import tree
+from fnrl.apply import first_algo
+from fnrl.executor.ray.cell import Cell
+from fnrl.executor.ray.cluster import connect
+from fnrl.executor.ray.wire import packed, shipped
+from fnrl.lift import Run
 from fnrl.record import is_record
 from fnrl.topology import asynchronous, centralised, collect, decentralised, gradients, synchronous
 from fnrl.types import Landed
@@ -13,9 +20,11 @@ from fnrl.types import Landed
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
+    with left_behind() as left:
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield
+        ray.shutdown()
+    assert left == []
 
 
 def run(scheme, state, updates):
@@ -96,6 +105,21 @@ def test_a_cell_that_is_lost_chooses_again_as_it_did():
     gathered = scheme.gather(state)
     scheme.close(state)
     assert_replays(parts, topology, first + rest, gathered, 26)
+
+
+def test_cells_below_a_cell_read_the_copy_of_the_weights_that_it_was_given(monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # a cell keeps what is told
+    parts, executor = on_policy(hidden=(256, 256)), on_ray()
+    run_, node = Run(parts, executor), gradients(synchronous(collect, 2))
+    weights = first_algo(run_, fnrl.key(0)).weights
+    cell = Cell()  # in this process
+    with executor.opening(run_, node):
+        cell.begin([], 1, shipped(run_, node), "init", fnrl.key(0).numpy())
+    made = packed(weights)
+    assert made.size > 64 * 1024
+    cell.step(ray.get(made.wire), 1, [made])
+    assert [sent.wire for _, sent in connect(None, None)._published] == [made.wire]
+    cell.finish()
 
 
 def test_what_a_cell_warns_of_is_told_by_the_driver():

@@ -72,8 +72,11 @@ class DQN(Algorithm):
         """The loss over a batch `[B]`; the priority of a sample is its error."""
         frozen, behind = Params(params.vector.detach(), params.layout), weights.target
         next_q = actor.q(behind, actor.features(behind, batch.next_obs))[0]
-        chooser = actor.q(frozen, actor.features(frozen, batch.next_obs))[0] if self.double else next_q
-        best = next_q.gather(-1, chooser.argmax(-1)[..., None]).squeeze(-1)
+        if self.double:
+            choice = actor.q(frozen, actor.features(frozen, batch.next_obs))[0].argmax(-1)
+            best = next_q.gather(-1, choice[..., None]).squeeze(-1)
+        else:
+            best = next_q.amax(-1)
         target = (batch.reward + batch.discount * best).detach()
         q = actor.q(params, actor.features(params, batch.obs))[0]
         q = q.gather(-1, batch.action[..., None]).squeeze(-1)

@@ -13,7 +13,7 @@ import torch
 from fnrl import tree
 from fnrl.executor.ray.orders import ORDERS
 from fnrl.executor.ray.resources import cells
-from fnrl.executor.ray.wire import size_of, unpacked
+from fnrl.executor.ray.wire import Packed, size_of, unpacked
 from fnrl.types import Choice
 
 
@@ -54,19 +54,25 @@ class Cell:
         with self.run.executor.opening(self.run, self.node):
             self.state = getattr(self.node, how)(mine, tree.to_torch(what, self.run.device))
 
-    def step(self, weights: Any, number: int, again: Sequence[Choice] | None = None) -> Any:
-        """One step, and what fnrl warned of; the state moves only if it succeeds."""
+    def step(
+        self, weights: Any, number: int, passed_on: Sequence[Packed], again: Sequence[Choice] | None = None
+    ) -> Any:
+        """One step, and what fnrl warned of; the state moves only if it succeeds. Weights that are `passed_on` to cells
+        below stay the one copy they are.
+        """
         begin = time.perf_counter()
         ORDERS.begin(number, again)
         given = tree.to_torch(unpacked(weights), self.run.device, share=True)
+        for made in passed_on:
+            self.run.executor.adopt(given, made)
         self.state, product, info = self.node.step(self.run, self.state, given)
         self.worked, self.calls = self.worked + time.perf_counter() - begin, self.calls + 1
         told, self.told = tuple(self.told), []
         return *tree.to_numpy((product, info)), told
 
-    def again(self, weights: Any, number: int, choices: Sequence[Choice]) -> None:
+    def again(self, weights: Any, number: int, passed_on: Sequence[Packed], choices: Sequence[Choice]) -> None:
         """A step whose product is known already, and what was chosen in it."""
-        self.step(weights, number, choices)
+        self.step(weights, number, passed_on, choices)
 
     def stop(self, number: int) -> None:
         """Asks the step of this number to end early, and the cells below; runs beside it."""

@@ -46,8 +46,12 @@ class Session:
             if known is weights:
                 return made
         made = packed(weights)
-        self._published = [*self._published[-1:], (weights, made)]
+        self.adopt(weights, made)
         return made
+
+    def adopt(self, weights: Any, made: Packed) -> None:
+        """These weights are packed already: those of a cell above, which go on to the cells below as they came."""
+        self._published = [*self._published[-1:], (weights, made)]
 
     def release(self, owner: Any = None) -> None:
         """Forgets a cell that is closed; the last one ends a cluster that was started here."""

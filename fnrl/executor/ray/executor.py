@@ -22,7 +22,7 @@ from fnrl.executor.ray.cluster import Session, connect
 from fnrl.executor.ray.orders import ORDERS
 from fnrl.executor.ray.owner import Call, CellOwner, Terms
 from fnrl.executor.ray.resources import Resources, cells, kind_of, refuse_more_than
-from fnrl.executor.ray.wire import product_size, refuse_small_store, shipped, weights_size
+from fnrl.executor.ray.wire import Packed, product_size, refuse_small_store, shipped, weights_size
 from fnrl.lift import Run
 from fnrl.record import host, record
 from fnrl.token import Token
@@ -164,6 +164,10 @@ class Ray:
             return ORDERS.chosen["length", run.name, rollout] == steps
         return ORDERS.stopped
 
+    def adopt(self, weights: Any, made: Packed) -> None:
+        """In a cell: the weights of this call, and how they came."""
+        connect(self.address, self.object_store).adopt(weights, made)
+
     def stop_all(self) -> None:
         """Asks the steps under way in all cells of this process's to end early."""
         for owner in list(connect(self.address, self.object_store).owners):
@@ -205,6 +209,7 @@ class Ray:
             kind,
             run.compile,
             run.least is not None,
+            levels > 1,
             self.patience,
             self.deadline * levels,
             self.snapshot_every,

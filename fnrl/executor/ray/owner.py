@@ -42,6 +42,7 @@ class Terms:
     kind: str
     compiles: bool
     stoppable: bool  # whether a call may be asked to end early
+    deep: bool  # whether there are cells below it
     patience: float
     deadline: float
     snapshot_every: int
@@ -88,7 +89,8 @@ class CellOwner(Owner):
     def step(self, weights: Packed) -> Call:
         """Asks for a step, and does not wait. Errors: StaleStateError when the cluster is gone."""
         self.steps += 1
-        call = self.ask("step", weights.wire, self.steps, size=weights.size)
+        passed_on = [weights] if self.terms.deep and not isinstance(weights.wire, bytes) else []
+        call = self.ask("step", weights.wire, self.steps, passed_on, size=weights.size)
         self.kept.append(call)
         full = sum(c.size for c in self.kept) > _ROOM * self.session.store
         if (full or len(self.kept) >= self.every) and not any(c.method == "snapshot" for c in self.waiting):
