@@ -223,14 +223,20 @@ def test_parameters_that_are_not_finite_are_not_kept(lanes, beyond):
 
 
 def test_ray_cells_give_the_bits_of_one_process():
-    executor = fnrl.Ray(collect=fnrl.Resources(cpus=0.25), gradients=fnrl.Resources(cpus=0.25))
-    for topology in (centralised(gradients(synchronous(collect, 2))), centralised(synchronous(gradients(collect), 2))):
+    executor = fnrl.Ray(collect=fnrl.Resources(cpus=0.1), gradients=fnrl.Resources(cpus=0.1))
+    for topology in (
+        centralised(gradients(synchronous(collect, 2))),
+        centralised(synchronous(gradients(collect), 2)),
+        centralised(synchronous(gradients(synchronous(collect, 2)), 2)),
+    ):
         here, there = fnrl.Scheme(parts(), topology), fnrl.Scheme(parts(), topology, executor=executor)
         a, b = run(here, here.init(fnrl.key(7)), 13), run(there, there.init(fnrl.key(7)), 13)
         assert tree.different_bits(here.gather(a), there.gather(b)) == []
         crossed = there.restore(here.gather(a))  # resume on the other executor, mid-plan
         assert tree.different_bits(here.gather(run(here, a, 13)), there.gather(run(there, crossed, 13))) == []
-        after, _ = there.step(b, updates=8)  # a plan of eight turns over: the cells have moved on
+        after, info = there.step(b, updates=8)  # a plan of eight turns over: the cells have moved on
+        assert {"time/collect", "time/gradient", "time/apply", "time/wait"} <= info.report.keys()
+        assert info.report["time/wait"] > 0.0
         with pytest.raises(fnrl.StaleStateError, match="generation"):
             there.step(b, updates=8)
         there.close(after)

@@ -40,7 +40,8 @@ def _numpy_places(words: Tensor, count: int, first: int, whole: int) -> Tensor:
     place = words.numpy().reshape(*words.shape[:-2], -1) * count
     place >>= 32
     place += first
-    np.subtract(place, whole, out=place, where=place >= whole)
+    if first + count > whole:
+        place %= whole
     return torch.from_numpy(place)
 
 
@@ -48,11 +49,9 @@ def _numpy_take(*args: Tensor) -> Any:
     *columns, finals, at, then = (x.numpy() for x in args)
     envs = columns[2].shape[1]
     obs, action, reward, terminated, final_at = (x.reshape(-1, *x.shape[2:]) for x in columns)
-    next_place = then + envs
-    np.subtract(next_place, len(obs), out=next_place, where=next_place >= len(obs))
-    following, final = obs.take(next_place, 0), final_at.take(then)
-    ended = np.flatnonzero(final >= 0)
-    if len(ended):
+    following, final = obs.take(then + envs, 0, mode="wrap"), final_at.take(then)
+    if final.max() >= 0:
+        ended = np.flatnonzero(final >= 0)
         following[ended] = finals[final[ended]]
     found = obs.take(at, 0), action.take(at, 0), reward.take(at), terminated.take(at), following
     return tuple(map(torch.from_numpy, found))
