@@ -32,7 +32,7 @@ def value_and_grad(f: Callable[[Tensor], tuple[Tensor, Any]]) -> Callable[[Tenso
                 return (loss, aux), grads
             loss, back, aux = torch.func.vjp(f, x, has_aux=True)  # pyright: ignore[reportAssignmentType]
             (grads,) = back(torch.ones_like(loss), retain_graph=False, create_graph=False)
-            return (loss, aux), grads
+            return (loss.detach(), tree.map(torch.Tensor.detach, aux)), grads
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             loss, aux = f(leaf)

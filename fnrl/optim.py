@@ -67,8 +67,8 @@ class Adam:
         var = (state.var * self.b2).addcmul(grads, grads, value=1.0 - self.b2)
         first, second = _one_minus_power(self.b1, count), _one_minus_power(self.b2, count)
         # in place where it is nobody else's: vectors of many lanes are large
-        denominator = layout.scale_(var.sqrt(), second.rsqrt()).add_(self.eps)
-        change = layout.scale_(mean / denominator, _per_group(lr, layout) / first)
+        denominator = layout.scale_(var.sqrt(), _apart(second.rsqrt())).add_(self.eps)
+        change = layout.scale_(mean / denominator, _apart(_per_group(lr, layout) / first))
         del denominator
         old = params.vector if self.decay == 0.0 else params.vector * (1.0 - layout.spread(lr) * self.decay)
         vector = old - change
@@ -79,7 +79,7 @@ class Adam:
     ) -> tuple[Params, AdamState]:
         """The same by torch's own kernel, which reads and writes everything once: for one seed that is not compiled."""
         layout, flat = params.layout, (params.vector.clone(), state.mean.clone(), state.var.clone())
-        pieces = (x.split_with_sizes(layout.group_sizes) for x in (*flat, grads))
+        pieces = (x.split_with_sizes(layout.group_sizes) for x in (*flat, grads.contiguous()))  # it reads no strides
         for p, m, v, g, step, rate in zip(*pieces, count.unbind(0), _per_group(lr, layout).unbind(0), strict=True):
             torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
                 [p], [g], [m], [v], [], [step], lr=rate, beta1=self.b1, beta2=self.b2, weight_decay=self.decay,
@@ -144,20 +144,27 @@ class SGD:
 def clip_by_global_norm(grads: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
     """`g min(1, limit / ||g||)` and `||g||` before clipping (arXiv 1211.5063); a gradient `[P]`, a 0-d limit."""
     norm = grads.square().sum().sqrt()
-    return grads * (limit / (norm + 1e-6)).clamp(max=1.0), norm
+    return grads * _apart((limit / (norm + 1e-6)).clamp(max=1.0)), norm
 
 
 def clip_by_group_norm(grads: Tensor, layout: Layout, limit: Tensor) -> tuple[Tensor, Tensor]:
     """The same, group by group: `limit` is 0-d or `[G]`; returns the clipped `[P]` and the norms `[G]`."""
     norms = torch.stack([g.square().sum().sqrt() for g in grads.split(list(layout.group_sizes))])
-    return grads * layout.spread((limit / (norms + 1e-6)).clamp(max=1.0)), norms
+    return grads * layout.spread(_apart((limit / (norms + 1e-6)).clamp(max=1.0))), norms
 
 
 def polyak(target: Tensor, online: Tensor, tau: Tensor) -> Tensor:
     """`(1 - tau) target + tau online` (arXiv 1509.02971); by torch's formula exactly `target` at tau = 0 and `online`
     at tau = 1.
     """
-    return torch.lerp(target, online, tau)
+    return torch.lerp(target, online, _apart(tau))
+
+
+def _apart(x: Tensor) -> Tensor:
+    """A few numbers that whole vectors are multiplied by, as a result of their own in a graph (a sum that runs over one
+    element each): inductor would compute them again for every vector register of the loop that reads them.
+    """
+    return x[..., None].cumsum(-1).squeeze(-1) if torch.compiler.is_compiling() else x
 
 
 def _one_minus_power(base: float, exponent: Tensor) -> Tensor:

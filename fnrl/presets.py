@@ -83,7 +83,7 @@ _CARTPOLE_Q: Values = {
     "algo.target_every": 128,
     "storage.capacity": 100_000,
     "storage.steps": 16,
-    "storage.n_step": 3,
+    "storage.n_step": 5,
 }
 
 _BULLET_SAC: Values = {

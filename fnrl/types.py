@@ -75,7 +75,15 @@ class Layout:
         """One number a group `[G]` to one an element `[P]`; a 0-d tensor is left as it is."""
         if x.dim() == 0:
             return x
-        parts = [v.expand(n) for v, n in zip(x.unbind(0), self.group_sizes, strict=True)]
+        values = x.unbind(0)
+        if torch.compiler.is_compiling():  # chosen where they are used, and never written
+            place = torch.arange(sum(self.sizes), dtype=torch.int32, device=x.device)
+            ends = list(itertools.accumulate(self.group_sizes))
+            out = values[-1].expand(len(place))
+            for value, end in zip(reversed(values[:-1]), reversed(ends[:-1]), strict=True):
+                out = torch.where(place < end, value, out)
+            return out
+        parts = [v.expand(n) for v, n in zip(values, self.group_sizes, strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def scale_(self, vector: Tensor, x: Tensor) -> Tensor:

@@ -108,6 +108,17 @@ def test_adams_first_steps_keep_their_digits(way):
     torch.testing.assert_close(after.vector, torch.tensor([-0.01, -0.01, 0.01]), rtol=5e-7, atol=0.0)
 
 
+@pytest.mark.parametrize("grads", [torch.tensor(2.0).expand(12), torch.randn(24)[::2]], ids=["expanded", "strided"])
+@pytest.mark.parametrize("optimiser", [Adam(), RMSProp(), SGD()])
+def test_a_gradient_may_lie_anyhow_in_memory(optimiser, grads):
+    params = params_of(0)
+    moved, _ = optimiser.update(grads, optimiser.init(params), params, LR)
+    expected, _ = optimiser.update(
+        grads.clone(memory_format=torch.contiguous_format), optimiser.init(params), params, LR
+    )
+    assert tree.same_bits(moved, expected)
+
+
 @pytest.mark.parametrize("name", ["b1", "b2"])
 def test_a_decay_of_one_is_refused(name):
     with pytest.raises(ValueError, match=rf"Adam.{name} = 1.0 is out of range.*\[0, 1\)"):

@@ -50,7 +50,7 @@ def _numpy_take(*args: Tensor) -> Any:
     envs = columns[2].shape[1]
     obs, action, reward, terminated, final_at = (x.reshape(-1, *x.shape[2:]) for x in columns)
     following, final = obs.take(then + envs, 0, mode="wrap"), final_at.take(then)
-    if final.max() >= 0:
+    if final.max(initial=-1) >= 0:
         ended = np.flatnonzero(final >= 0)
         following[ended] = finals[final[ended]]
     found = obs.take(at, 0), action.take(at, 0), reward.take(at), terminated.take(at), following
