@@ -8,7 +8,12 @@ from fnrl.component import nearest
 from fnrl.errors import CompositionError
 from fnrl.topology import asynchronous, centralised, collect, decentralised, gradients, synchronous
 
-_COMMUNICATION = {"synchronous": "synchronous", "asynchronous": "asynchronous"}
+_COMMUNICATION = {
+    "synchronous": "synchronous",
+    "asynchronous": "asynchronous",
+    "sync": "synchronous",
+    "async": "asynchronous",
+}
 _EXECUTION = {
     "centralised": "centralised",
     "decentralised": "decentralised",
@@ -68,9 +73,9 @@ NAMED: dict[str, Callable[..., Any]] = {
 
 def named(name: str, **options: Any) -> Any:
     """The architecture of that name. Errors: CompositionError for an unknown one (with the nearest), or its options."""
-    make = NAMED.get(name.lower().replace("-", "_"))
+    make = NAMED.get(name.lower().replace("-", "_")) if isinstance(name, str) else None
     if make is None:
-        raise CompositionError(f"no scheme {name!r}{nearest(name, NAMED)}")
+        raise CompositionError(f"no scheme {name!r}{nearest(str(name), NAMED)}")
     takes = inspect.signature(make).parameters
     for option in options:
         if option not in takes:

@@ -143,6 +143,9 @@ class Once(gymnasium.Env):
                 time.sleep(600)
             if self.what == "end" or (self.what == "die" and self.first()):
                 os._exit(1)
+            if self.what == "raise":
+                with open(self.mark, "a") as told:
+                    told.write("raised\n")
             if self.what == "raise" or (self.what == "trip" and self.first()):
                 raise OSError("the gripper is stuck")
         return self.np_random.normal(size=2).astype(np.float32), float(action), False, self.at >= 7, {}

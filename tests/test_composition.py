@@ -112,6 +112,16 @@ def test_normalising_what_has_no_mean():
         ),
         (lambda: fnrl.Scheme(parts(), "a3c"), r"a scheme's topology applies updates.*got 'a3c'"),
         (lambda: fnrl.Ray(collect=fnrl.Resources(cpus=-1)), r"cpus = -1"),
+        (lambda: fnrl.Resources(cpus=0.00001), r"cpus = 1e-05, expected a number, 0\.0001 or more"),
+        (lambda: fnrl.Resources(gpus="1"), r"gpus = '1', expected a number, 0\.0001 or more, or 0"),
+        (lambda: fnrl.Resources(custom=3), r"custom = 3, expected a mapping such as \{'simulator': 1\}"),
+        (lambda: fnrl.Resources(custom="arm"), r"custom = 'arm', expected a mapping"),
+        (lambda: fnrl.Resources(custom={"GPU": 1}), r"'GPU'.*a name of Ray's own: use gpus="),
+        (lambda: fnrl.Ray(object_store="2GB"), r"Ray\.object_store = '2GB': expected bytes, 78643200 or more"),
+        (lambda: fnrl.Ray(object_store=1), r"Ray\.object_store = 1: expected bytes"),
+        (lambda: fnrl.Ray(address=5), r"Ray\.address = 5: expected 'host:port', 'auto' or None"),
+        (lambda: fnrl.Ray(deadline=0), r"Ray\.deadline = 0: expected seconds, 1\.0 or more"),
+        (lambda: fnrl.schemes.named(3), r"no scheme 3; there are: a2c"),
     ],
 )
 def test_nodes_that_do_not_fit(compose, message):

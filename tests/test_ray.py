@@ -157,6 +157,31 @@ def test_what_an_environment_raises_again_comes_up_with_its_type_and_its_worker(
     scheme.close(state)
 
 
+@pytest.mark.slow
+def test_a_cell_above_another_does_not_try_again_what_that_one_did(tmp_path):
+    topology = centralised(synchronous(gradients(synchronous(collect, 1)), 1))
+    scheme = fnrl.Scheme(faulty(tmp_path, "raise"), topology, executor=on_ray())
+    with pytest.raises(fnrl.EnvironmentFault, match=r"worker 0 .*worker 0\.0 \(collect\).*gripper"):
+        run(scheme, scheme.init(fnrl.key(0)), 40)
+    assert (tmp_path / "mark").read_text() == "raised\n" * 2
+
+
+def test_an_asynchronous_run_that_goes_on_is_told_again_what_ended_a_call(tmp_path):
+    parts = dataclasses.replace(faulty(tmp_path, "raise"), storage=fnrl.VTrace(steps=16))
+    scheme = fnrl.Scheme(parts, centralised(gradients(asynchronous(collect, 2))), on_ray())
+    state, raised = scheme.init(fnrl.key(0)), []
+    for _ in range(20_000):
+        try:
+            state, _ = scheme.step(state)
+        except fnrl.EnvironmentFault as error:
+            raised.append(str(error))
+        if len(raised) == 3:
+            break
+    scheme.close(state)
+    assert len(raised) == 3
+    assert all("(collect): Once, environment 0" in x and "the gripper is stuck" in x for x in raised)
+
+
 def test_an_asynchronous_run_goes_on_when_an_environment_raises(tmp_path):
     parts = dataclasses.replace(faulty(tmp_path, "trip"), storage=fnrl.VTrace(steps=16))
     scheme = fnrl.Scheme(parts, centralised(gradients(asynchronous(collect, 2))), on_ray())
@@ -193,6 +218,17 @@ def test_faults_are_told_in_the_metrics_and_kept_with_the_run(tmp_path):
         fnrl.Learner.resume(tmp_path / "run", fnrl.Scheme(on_policy(), COLLECTORS)) as again,
     ):
         assert again.get_metrics()["faults/died"] == 1.0
+
+
+def test_a_learner_on_ray_resumes_to_the_bits_of_an_undisturbed_run(tmp_path):
+    scheme = fnrl.Scheme(on_policy(), GRADIENTS, executor=on_ray())
+    with fnrl.Learner(scheme, target_steps=6 * 256, log_dir=tmp_path / "run") as learner:
+        learner.step(19)
+        learner.save()
+    with fnrl.Learner.resume(tmp_path / "run", scheme) as again:
+        again.step(10)
+        gathered = scheme.gather(again.state)
+    assert_same(on_policy(), GRADIENTS, gathered, 29)
 
 
 @pytest.mark.slow

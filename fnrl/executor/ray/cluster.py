@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,7 @@ def connect(address: str | None, store: int | None) -> Session:
         }
         try:
             if named:
+                _knock(named)
                 ray.init(address=named, **options)
             else:
                 with _loopback():
@@ -105,6 +107,13 @@ def connect(address: str | None, store: int | None) -> Session:
     if session is None:
         session = _SESSIONS[name] = Session(name)
     return session
+
+
+def _knock(address: str) -> None:
+    """Whether anybody listens at `host:port`: Ray asks for a minute and more. Errors: OSError, ValueError."""
+    host, colon, port = address.rpartition(":")
+    if colon and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
 
 
 @contextlib.contextmanager

@@ -28,6 +28,8 @@ from fnrl.record import host, record
 from fnrl.token import Token
 from fnrl.types import Info, Landed
 
+_LEAST_STORE = 75 * 2**20  # bytes; Ray takes no fewer
+
 
 @record
 class CellState:
@@ -83,13 +85,17 @@ class Ray:
         for name in ("collect", "gradients"):
             if not isinstance(getattr(self, name), Resources):
                 raise CompositionError(f"Ray.{name} = {getattr(self, name)!r}: expected Resources(cpus=...)")
-        for name, low in (("deadline", 0.0), ("patience", 0.0), ("snapshot_every", 1), ("retries", 0)):
+        if self.address is not None and not isinstance(self.address, str):
+            raise CompositionError(f"Ray.address = {self.address!r}: expected 'host:port', 'auto' or None")
+        limits = {"deadline": 1.0, "patience": 1.0, "snapshot_every": 1, "retries": 0}
+        if self.object_store is not None:
+            limits["object_store"] = _LEAST_STORE
+        for name, low in limits.items():
             x = getattr(self, name)
             whole = isinstance(low, int)
             if isinstance(x, bool) or not isinstance(x, int if whole else int | float) or not low <= x < math.inf:
-                raise CompositionError(
-                    f"Ray.{name} = {x!r}: expected {'an int' if whole else 'seconds'}, {low} or more"
-                )
+                what = "bytes" if name == "object_store" else "an int" if whole else "seconds"
+                raise CompositionError(f"Ray.{name} = {x!r}: expected {what}, {low} or more")
 
     # -- the protocol -----------------------------------------------------------------------------------------------
 

@@ -44,6 +44,8 @@ def own_error(error: BaseException, name: str) -> BaseException:
     if not isinstance(error, RayTaskError) or not isinstance(error.cause, Exception):
         return error
     cause = error.cause
+    if isinstance(cause, EnvironmentFault):
+        cause.lost = False  # it was tried again: whoever is above need not
     if type(cause).__module__ == errors.__name__ and cause.args:
         cause.args = (f"{name}: {cause.args[0]}", *cause.args[1:])
     else:

@@ -12,7 +12,7 @@ import math
 import sys
 import time
 import weakref
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -62,6 +62,7 @@ class Call:
     stopped: bool = False  # whether it was asked to end early
     ref: Any = None
     answer: Any = None
+    error: BaseException | None = None  # what came instead, and comes again for whoever asks again
     done: bool = False
     choices: tuple[Choice, ...] = ()  # made in it, which it makes again if it is asked again
 
@@ -79,6 +80,8 @@ class CellOwner(Owner):
         self.every = terms.snapshot_every
         self.faults: collections.Counter[str] = collections.Counter()  # since they were told
         self.row: list[str] = []  # faults since the last call without one
+        self.tripped: Call | None = None  # the last call in which an environment failed
+        self.end: BaseException | None = None  # why there will be no other process
         self.troubled = False
         self.steps = 0
         self._start()
@@ -101,6 +104,8 @@ class CellOwner(Owner):
         """Asks, and does not wait. Errors: StaleStateError when the cluster is gone."""
         if not self.session.alive:
             raise StaleStateError(f"{self.terms.name}: its Ray cluster was shut down; restore a gathered state")
+        if self.end is not None:
+            raise self.end
         call = Call(method, args, size)
         self._send(call)
         return call
@@ -111,6 +116,8 @@ class CellOwner(Owner):
         Errors: what the node raised; ExecutorError when the cell is lost again and again.
         """
         while not call.done:
+            if self.end is not None:
+                raise self.end
             try:
                 self._advance()
             except Exception as error:
@@ -121,6 +128,8 @@ class CellOwner(Owner):
         if not self.troubled:
             self.row = []
         self.troubled = False
+        if call.error is not None:
+            raise call.error
         answer, call.answer = call.answer, None
         return answer
 
@@ -146,7 +155,7 @@ class CellOwner(Owner):
         """
         import ray
 
-        while self.waiting:
+        while self.waiting and self.end is None:
             call = self.waiting[0]
             overdue = call.limit is not None and time.monotonic() > call.since + call.limit
             if not overdue and not ray.wait([call.ref], timeout=0)[0]:
@@ -155,10 +164,10 @@ class CellOwner(Owner):
                 self._advance()
             except Exception as error:
                 kind = faults.kind_of(error)
-                if kind in (None, "memory", "lost") or self._again(kind) or len(self.row) >= self.terms.retries:
+                if kind is None or self._again(kind) or len(self.row) >= self.terms.retries:
                     return True
                 self._replace(error)
-        return False
+        return self.end is not None
 
     def tell(self) -> dict[str, float]:
         """The faults since the last time, by kind."""
@@ -234,6 +243,7 @@ class CellOwner(Owner):
         if self.waiting:
             self.waiting[0].since = time.monotonic()
         call.ref, call.done, call.answer = None, True, answer
+        self.tripped = None if self.tripped is call else self.tripped
         if call.method == "hello":
             self.pid = answer
         elif call.method == "step":
@@ -251,29 +261,40 @@ class CellOwner(Owner):
 
     def _again(self, kind: str) -> bool:
         """Whether it is what another process has just met, too."""
-        return kind == "environment" and kind in self.row
+        return kind == "environment" and self.tripped is self.waiting[0]
 
     def _replace(self, error: Exception) -> None:
         """Starts another process after a fault; raises what is none."""
         call, kind, name = self.waiting[0], faults.kind_of(error), self.terms.name
         if kind == "hung" and call.method == "hello":
-            self.close()
-            raise _unplaced(self.terms) from None
+            self._give_up(_unplaced(self.terms))
         if kind is None or self._again(kind):
+            own = faults.own_error(error, name)
+            if call.method in ("begin", "again"):  # it can't be brought to where it was
+                self._give_up(own)
             self.waiting.popleft()
             self.kept = [c for c in self.kept if c is not call]
-            raise faults.own_error(error, name) from None
+            call.done, call.error = True, own
+            raise own from None
         self.faults[kind] += 1
         self.row.append(kind)
+        self.tripped = call if kind == "environment" else self.tripped
         self.troubled = True
         if len(self.row) > self.terms.retries:
-            self.close()
-            raise ExecutorError(
+            failed = ExecutorError(
                 f"{name} failed {len(self.row)} times in a row ({', '.join(self.row)}), the last time when asked to "
                 f"{call.method}: {faults.HELP[kind]}. Ray(retries={self.terms.retries}) is how often it is replaced"
-            ) from error
+            )
+            failed.__cause__ = error
+            self._give_up(failed)
         self._end()
         self._start()
+
+    def _give_up(self, error: BaseException) -> NoReturn:
+        """Ends the process for good: the error is told now, and to whoever asks later."""
+        self.end = error
+        self.close()
+        raise error
 
 
 def _unplaced(terms: Terms) -> ExecutorError:

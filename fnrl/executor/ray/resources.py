@@ -8,6 +8,8 @@ from typing import Any
 from fnrl.errors import CompositionError
 
 _PLACEMENTS = ("DEFAULT", "SPREAD")
+_LEAST = 0.0001  # what Ray can tell from nothing
+_RAYS_OWN = {"CPU": "use cpus=", "GPU": "use gpus=", "memory": "leave it out", "object_store_memory": "leave it out"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +27,19 @@ class Resources:
 
     def __post_init__(self) -> None:
         pairs = self.custom.items() if isinstance(self.custom, Mapping) else self.custom
-        object.__setattr__(self, "custom", tuple(sorted((str(k), v) for k, v in pairs)))
-        for name, x in (("cpus", self.cpus), ("gpus", self.gpus), *self.custom):
-            least, good = (
-                ("0 or more", _number(x) and x >= 0) if name == "gpus" else ("more than 0", _number(x) and x > 0)
+        if not isinstance(self.custom, Mapping | tuple) or any(not isinstance(p, tuple) or len(p) != 2 for p in pairs):
+            raise CompositionError(
+                f"Resources: custom = {self.custom!r}, expected a mapping such as {{'simulator': 1}}"
             )
-            if not good:
+        object.__setattr__(self, "custom", tuple(sorted((str(k), v) for k, v in pairs)))
+        for name, x in self.custom:
+            if name in _RAYS_OWN:
+                said = _RAYS_OWN[name]
+                raise CompositionError(f"Resources: custom = {{{name!r}: {x!r}}}, which is a name of Ray's own: {said}")
+        for name, x in (("cpus", self.cpus), ("gpus", self.gpus), *self.custom):
+            none = name == "gpus" and x == 0
+            if not none and not (_number(x) and x >= _LEAST):
+                least = f"{_LEAST} or more{', or 0' if name == 'gpus' else ''}"
                 raise CompositionError(f"Resources: {name} = {x!r}, expected a number, {least}")
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise CompositionError(f"Resources: gpus = {self.gpus!r}, expected a fraction of one, or a whole number")
