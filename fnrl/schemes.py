@@ -8,12 +8,7 @@ from fnrl.component import nearest
 from fnrl.errors import CompositionError
 from fnrl.topology import asynchronous, centralised, collect, decentralised, gradients, synchronous
 
-_COMMUNICATION = {
-    "synchronous": "synchronous",
-    "asynchronous": "asynchronous",
-    "sync": "synchronous",
-    "async": "asynchronous",
-}
+_COMMUNICATION = {"synchronous": "synchronous", "asynchronous": "asynchronous"}
 _EXECUTION = {
     "centralised": "centralised",
     "decentralised": "decentralised",

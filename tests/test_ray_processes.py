@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,16 @@ def test_a_cluster_is_found_and_one_of_another_version_is_refused(address):
         assert f"ExecutorError: the Ray cluster at {address} can't be joined" in error
         assert said in error
     assert ray.is_initialized()
+
+
+def test_an_address_that_nobody_listens_at_is_told_before_ray_asks_there(monkeypatch):
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray asks for more than a minute"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        scheme = fnrl.Scheme(on_policy(), centralised(synchronous(gradients(collect), 1)), on_ray(address=address))
+        with pytest.raises(fnrl.ExecutorError, match=f"the Ray cluster at {address} can't be joined: .*Is it running"):
+            scheme.init(fnrl.key(0))
 
 
 @pytest.mark.slow
