@@ -16,7 +16,7 @@ from fnrl.record import host, record, replace
 from fnrl.types import Episodes, Moments, Rollout, Transition, Tree, Weights
 
 _AHEAD = 64  # environment steps that noise is drawn for at once, where a rollout has fewer
-_UNROLLED = 8  # steps of a pure environment in one graph: more take longer to compile than they save
+_UNROLLED = 4  # steps of a pure environment in one graph: more take longer to compile than they save
 
 
 @record

@@ -65,8 +65,6 @@ _DAMAGED = re.compile(r"ImportError: (\S+\.so): ")
 
 
 def _compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor], keep: bool) -> Flat:
-    from torch._inductor import compile as inductor
-
     traced, fakes = _trace(f, example)
     through = _outputs(traced)
     inputs = traced.graph.find_nodes(op="placeholder")
@@ -75,19 +73,19 @@ def _compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor], k
         if not node.users:
             traced.graph.erase_node(node)
     traced.recompile()
-    graph: Any = lambda: ()  # noqa: E731
-    if not all(given for given, _ in through):
-        with torch.no_grad():
-            graph = inductor(traced, [fakes[i] for i in kept], _OPTIONS | _KEEP if keep else _OPTIONS)
+    nothing = all(given for given, _ in through)
+    options = _OPTIONS | _KEEP if keep else _OPTIONS
+    graph = (lambda _: ()) if nothing else _made(traced, [fakes[i] for i in kept], options)
 
     def run(xs: Sequence[Tensor]) -> Sequence[Tensor]:
-        made = graph(*[x if (x := xs[i]).is_contiguous() else x.contiguous() for i in kept])
+        made = graph([x if (x := xs[i]).is_contiguous() else x.contiguous() for i in kept])
         return [xs[i] if given else made[i] for given, i in through]
 
     return run
 
 
 def _trace(f: Callable[..., Any], example: Sequence[Tensor]) -> tuple[torch.fx.GraphModule, list[Any]]:
+    from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.compiler import _compile_session_context  # type: ignore[attr-defined]
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -95,10 +93,38 @@ def _trace(f: Callable[..., Any], example: Sequence[Tensor]) -> tuple[torch.fx.G
 
     # no shape varies, but inductor's cache takes no graph without a ShapeEnv
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
+    table = select_decomp_table()
+    table = {**table, **{op: _either(rule, table.get(op)) for op, rule in _RULES.items()}}
     with torch.no_grad(), _compile_session_context(), mode:
         # of tensors of their own: one that is given twice, as fresh parameters and their target are, would be one input
         fakes = [mode.from_tensor(torch.empty(x.shape, dtype=x.dtype, device=x.device)) for x in example]
-        return make_fx(f, decomposition_table=_RULES)(*fakes), fakes
+        return make_fx(torch.func.functionalize(f), decomposition_table=table)(*fakes), fakes
+
+
+def _either(rule: Callable[..., Any], other: Callable[..., Any] | None) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        made = rule(*args, **kwargs)
+        return made if made is not NotImplemented or other is None else other(*args, **kwargs)
+
+    return run
+
+
+def _made(traced: torch.fx.GraphModule, fakes: list[Any], options: dict[str, Any]) -> Callable[[list[Tensor]], Any]:
+    """A function of a list, which it empties. By inductor alone: torch's own front end would trace the graph once more
+    (a tenth of the time) and go over each call's arguments (6 us).
+    """
+    from torch._guards import TracingContext, detect_fake_mode, tracing
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.fx_passes.joint_graph import joint_graph_passes
+    from torch._inductor.virtualized import V
+
+    output: Any = traced.graph.output_node()
+    output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))
+    context = tracing(TracingContext(detect_fake_mode(fakes)))
+    with torch.no_grad(), config.patch(options), context, V.set_real_inputs(fakes):  # type: ignore[attr-defined]
+        made: Any = compile_fx_inner(joint_graph_passes(traced), fakes, cpp_wrapper=True, is_inference=True)
+    return made.current_callable
 
 
 def _outputs(traced: torch.fx.GraphModule) -> list[tuple[bool, int]]:
@@ -156,12 +182,33 @@ def _horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
-    """`(b' a')'`, of few columns that lie side by side: the library takes two to six times as long for `a b`."""
+    """`(b' a')'`, of few columns that lie side by side: the library takes two to six times as long for `a b`. A single
+    row goes as one of two: inductor makes a loop of it that jumps from row to row of `b`.
+    """
     few = 2 if b.dim() == 2 else 1
+    if a.shape[-2] == 1 and min(b.shape[-2:]) >= _MANY and b.stride(-1) == 1:
+        return torch.matmul(torch.cat([a, a], -2), b)[..., :1, :]
     if not few <= b.shape[-1] < min(16, a.shape[-2]) or b.stride(-1) != 1:
         return NotImplemented
     return torch.matmul(b.mT, a.mT).mT
 
 
+def _sum(x: Tensor, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+    """The columns of a matrix, such as a bias's gradient, by a product with ones, for the same reason."""
+    if x.dim() not in (2, 3) or not dim or [d % x.dim() for d in dim] != [x.dim() - 2]:
+        return NotImplemented
+    if x.dtype != torch.float32 or dtype not in (None, x.dtype) or min(x.shape[-2:]) < _MANY or x.stride(-1) != 1:
+        return NotImplemented
+    total = torch.matmul(x.new_ones(*x.shape[:-2], 2, x.shape[-2]), x)
+    return total[..., :1, :] if keepdim else total[..., 0, :]
+
+
+_MANY = 64  # rows and columns from which on a matrix is too large to be jumped about in
+
 _ATEN = torch.ops.aten
-_RULES: dict[Any, Callable[..., Any]] = {_ATEN.tanh.default: _tanh, _ATEN.mm.default: _mm, _ATEN.bmm.default: _mm}
+_RULES: dict[Any, Callable[..., Any]] = {
+    _ATEN.tanh.default: _tanh,
+    _ATEN.mm.default: _mm,
+    _ATEN.bmm.default: _mm,
+    _ATEN.sum.dim_IntList: _sum,
+}

@@ -132,8 +132,8 @@ def fields_of(cls: type) -> Fields:
 
 
 class cached(Generic[T]):  # noqa: N801
-    """A property of a record, computed once; in a graph each time it is read (functools' takes a lock, which a graph
-    can't).
+    """A property of a record, computed once; under torch.compile each time it is read (functools' takes a lock, which
+    that can't).
     """
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
@@ -141,7 +141,7 @@ class cached(Generic[T]):  # noqa: N801
 
     def __get__(self, x: Any, owner: Any = None) -> T:
         value = self.compute(x)
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():
             x.__dict__[self.compute.__name__] = value
         return value
 

@@ -10,6 +10,7 @@ import fnrl
 from fnrl import graphs, tree
 from fnrl.spaces import Box, EnvSpec
 from fnrl.testing import probes
+from fnrl.types import OffPolicyBatch, Params, Weights
 
 
 def made(f, *xs):
@@ -69,6 +70,79 @@ def test_products_of_few_columns():
         torch.testing.assert_close(product, a @ b)
 
 
+@pytest.mark.parametrize("rows", [63, 64, 256])
+def test_columns_and_single_rows(rows):
+    """By products of their own, in each lane as in any number of lanes: nothing of the loops that jump is left."""
+
+    def f(x, row):
+        return x.sum(-2), x.sum(-2, keepdim=True), row @ x, x.sum(-1), x.sum(0)
+
+    x, row = torch.randn(7, rows, 96), torch.randn(7, 1, rows)
+    for lanes in (7, 2, None):
+        xs = (x[0], row[0]) if lanes is None else (x[:lanes], row[:lanes])
+        out = made(f, *xs)(list(xs))
+        for a, b, exact in zip(out, f(*xs), f(*(y.double() for y in xs)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(a, exact.float(), rtol=1e-5, atol=1e-4)
+        if lanes == 7:
+            all_of = out
+        elif lanes == 2:
+            assert tree.different_bits([a[:2] for a in all_of[:4]], list(out[:4])) == []
+
+
+def test_a_product_for_columns_and_rows_leaves_inductor_no_loop():
+    x, row = torch.randn(3, 64, 64), torch.randn(3, 1, 64)
+    traced, _ = graphs._trace(lambda x, row: (x.sum(-2), row @ x), (x, row))
+    nodes = list(traced.graph.nodes)
+    assert not [n for n in nodes if n.target == torch.ops.aten.sum.dim_IntList]
+    assert [n.args[0].meta["val"].shape for n in nodes if n.target == torch.ops.aten.bmm.default] == [(3, 2, 64)] * 2
+
+
+def test_a_product_that_no_rule_takes_goes_as_inductor_has_it():
+    a, b = torch.randn(3, 1, 8), torch.randn(3, 8, 1)
+    traced, _ = graphs._trace(lambda a, b: (a @ b,), (a, b))
+    assert not [n for n in traced.graph.nodes if n.target == torch.ops.aten.bmm.default]
+    torch.testing.assert_close(made(lambda a, b: (a @ b,), a, b)([a, b])[0], a @ b)
+
+
+def test_what_a_method_writes_in_place_its_graph_computes_and_leaves_inputs_alone():
+    def f(x):
+        y = x * 2.0
+        first = y[0]
+        y[1:].mul_(3.0)
+        first.add_(y[2])
+        return y, first + 1.0
+
+    x = torch.randn(4, 5)
+    before = x.clone()
+    traced, _ = graphs._trace(f, (x,))
+    assert not [n for n in traced.graph.nodes if str(n.target).split(".")[-2:-1] in (["mul_"], ["add_"])]
+    for a, b in zip(made(f, x)([x]), f(x), strict=True):
+        torch.testing.assert_close(a, b)
+    assert torch.equal(x, before)
+
+
+def test_a_gradient_is_put_together_once():
+    """One vector of all parameters: each further one is written, read and added, with zeros for the rest."""
+    env = probes.ActionReward(num_envs=1, continuous=True)
+    actor = fnrl.OffPolicyActorCritic(env.spec)
+    algo = fnrl.SAC(batch=8)
+    params, target, _ = algo.init(actor, actor.init(fnrl.key(0)))
+    hyper = {"gamma": torch.tensor(0.99), "tau": torch.tensor(0.1)}
+    obs, one = torch.randn(8, *env.spec.obs.shape), torch.ones(8)
+    batch = OffPolicyBatch(obs, torch.rand(8, actor.actions), one, obs, one, one)
+    noise = algo.noise(actor, fnrl.key(1), 1, 8)[0]
+
+    def f(vector):
+        weights = Weights(Params(vector, params.layout), target, hyper, (), 0, 0)
+        return (algo.grad(actor, weights, batch, noise)[0],)
+
+    traced, _ = graphs._trace(f, (params.vector,))
+    whole = [n.target for n in traced.graph.nodes if getattr(n.meta.get("val"), "shape", ()) == params.vector.shape]
+    assert whole.count(torch.ops.aten.cat.default) == 1
+    assert torch.ops.aten.add.Tensor not in whole
+
+
 def test_tanh_is_exact_to_a_few_ulp_everywhere():
     x = torch.cat([torch.linspace(-12, 12, 4001), 10.0 ** torch.linspace(-30, 1, 500), torch.tensor([0.0, -0.0])])
     x = torch.cat([x, torch.tensor([float("inf"), -float("inf"), float("nan")])])
@@ -82,18 +156,18 @@ def test_tanh_is_exact_to_a_few_ulp_everywhere():
 
 
 def test_a_library_that_a_killed_process_left_half_written_is_made_anew(tmp_path, monkeypatch):
-    from torch import _inductor
+    from torch._inductor import compile_fx
     from torch._inductor.exc import InductorError
 
-    library, inductor = tmp_path / "cxojmi.main.so", _inductor.compile
+    library, inductor = tmp_path / "cxojmi.main.so", compile_fx.compile_fx_inner
     library.write_bytes(b"")
 
-    def compile_(*args):
+    def compile_(*args, **options):
         if library.exists():
             raise InductorError(ImportError(f"{library}: invalid ELF header"), None)
-        return inductor(*args)
+        return inductor(*args, **options)
 
-    monkeypatch.setattr(_inductor, "compile", compile_)
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", compile_)
     assert float(made(lambda x: (x + 1,), torch.zeros(()))([torch.zeros(())])[0]) == 1.0
     assert not library.exists()
 

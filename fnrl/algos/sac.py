@@ -15,7 +15,7 @@ from fnrl.optim import Adam, Optimiser, polyak
 from fnrl.spaces import Discrete
 from fnrl.types import ALGORITHMS, Aux, Layout, OffPolicyBatch, Params, Sampling, Tree, Weights
 
-_LOG = f"{ALGORITHMS}.log_temperature"
+_LOG = "log_temperature"  # in the group of the algorithm
 
 
 @component
@@ -62,7 +62,7 @@ class SAC(Algorithm):
         """Parameters with `algo.log_temperature`, where it is learnt; the target is a copy."""
         if self.temperature is None:
             log = torch.full((1,), math.log(self.first_temperature))
-            params = Params.of({**params.tree(), _LOG: log})
+            params = Params.of({**params.tree(), f"{ALGORITHMS}.{_LOG}": log})
         return params, params, self.optimiser.init(params)
 
     def noise(self, actor: OffPolicyActorCritic, key: Tensor, updates: int, batch: int) -> Tree:
@@ -86,7 +86,7 @@ class SAC(Algorithm):
     ) -> tuple[Tensor, Aux]:
         """The joint loss over a batch `[B]`; the priority of a sample is the mean of its critics' errors."""
         frozen = Params(params.vector.detach(), params.layout)
-        alpha = frozen[_LOG].exp() if self.temperature is None else weights.hyper["temperature"]
+        alpha = frozen.groups[ALGORITHMS][_LOG].exp() if self.temperature is None else weights.hyper["temperature"]
         given = _Given(actor, params, frozen, weights.target, batch, noise, alpha)
         q, target, policy_loss, entropy = (_discrete if isinstance(actor.spec.action, Discrete) else _continuous)(given)
         error = q - target.detach()
@@ -94,7 +94,7 @@ class SAC(Algorithm):
         info = {"critic_loss": critic_loss, "policy_loss": policy_loss, "entropy": entropy, "q": q.detach().mean()}
         total = critic_loss + policy_loss
         if self.temperature is None:
-            log = params[_LOG]
+            log = params.groups[ALGORITHMS][_LOG]
             aim = self.entropy_aim(actor)
             total = total - (log * (aim - entropy.detach())).sum()
             info["temperature"] = alpha.sum()
