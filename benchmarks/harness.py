@@ -72,8 +72,9 @@ def keep(path: Path, case: str, rows: Sequence[Row]) -> None:
     command = "python " + " ".join([os.path.relpath(sys.argv[0], HERE.parent), *sys.argv[1:]])
     before = json.loads(path.read_text())["rows"] if path.exists() else []
     kept = [r for r in before if r["case"] not in {case, *(r.case for r in rows)}]
-    made = [{**dataclasses.asdict(r), "passed": r.passed, "command": command} for r in rows]
-    path.write_text(json.dumps({"machine": machine(), "rows": kept + made}, indent=1) + "\n")
+    on = machine()  # of this call: rows that stay are of theirs
+    made = [{**dataclasses.asdict(r), "passed": r.passed, "command": command, "cpu": on["cpu"]} for r in rows]
+    path.write_text(json.dumps({"machine": on, "rows": kept + made}, indent=1) + "\n")
 
 
 def line(row: Row) -> str:

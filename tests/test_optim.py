@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fnrl import tree
+from fnrl import graphs, tree
 from fnrl.optim import SGD, Adam, RMSProp, clip_by_global_norm, clip_by_group_norm, polyak
-from fnrl.types import Params
+from fnrl.types import Layout, Params
 
 SHAPES = {"policy.weight": (3, 2), "policy.bias": (3,), "value.weight": (1, 2), "value.bias": (1,)}
 GROUPS = (9, 3)
@@ -117,6 +117,18 @@ def test_a_gradient_may_lie_anyhow_in_memory(optimiser, grads):
         grads.clone(memory_format=torch.contiguous_format), optimiser.init(params), params, LR
     )
     assert tree.same_bits(moved, expected)
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 1, 1), (5, 1, 16, 3), (16, 32, 16)])
+def test_a_number_for_each_group_is_spread_alike_in_a_graph_and_outside(sizes):
+    layout = Layout(tuple(f"g{i}.w" for i in range(len(sizes))), tuple((n,) for n in sizes))
+    x, vector = torch.arange(1.0, 1.0 + len(sizes)), torch.randn(sum(sizes))
+    expected = torch.repeat_interleave(x, torch.tensor(sizes))
+    graph = graphs.compiled(lambda x, v: (layout.spread(x) + 0.0, layout.scale_(v * 1.0, x)), (x, vector))
+    assert graph is not None
+    for spread, scaled in (graph([x, vector]), (layout.spread(x), layout.scale_(vector.clone(), x))):
+        assert spread.tolist() == expected.tolist()
+        assert scaled.tolist() == (vector * expected).tolist()
 
 
 @pytest.mark.parametrize("name", ["b1", "b2"])

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fnrl.collect import _running
 from fnrl.returns import discounted_returns, forward_scan, gae, reverse_scan, vtrace
 
 Rollout = dict[str, Tensor]
@@ -375,3 +376,26 @@ def test_shapes_that_would_broadcast_are_refused_by_name(name, wrong):
         message = f"{order[1]} has shape (3, 3), expected (3, 3, 1), the shape of {order[0]}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         function(**arrays, **coefficients)
+
+
+@laws
+@given(seed=st.integers(0, 1000), cuts=st.lists(st.integers(1, 4), min_size=1, max_size=6))
+def test_a_running_return_does_not_depend_on_where_rollouts_end(seed, cuts):
+    generator = torch.Generator().manual_seed(seed)
+    steps = sum(cuts)
+    reward, carried = (torch.randn(n, 3, generator=generator) for n in (steps, 1))
+    done = torch.rand(steps, 3, generator=generator) < 0.3
+    whole, left = _running(reward, done, carried[0], 0.9)
+    expected, g = [], carried[0].clone()
+    for t in range(steps):
+        g = reward[t] + 0.9 * g
+        expected.append(g)
+        g = torch.where(done[t], 0.0, g)
+    torch.testing.assert_close(whole, torch.stack(expected))
+    torch.testing.assert_close(left, g)
+    parts, now = [], carried[0]
+    for r, d in zip(reward.split(cuts), done.split(cuts), strict=True):
+        part, now = _running(r, d, now, 0.9)
+        parts.append(part)
+    torch.testing.assert_close(torch.cat(parts), whole)
+    torch.testing.assert_close(now, left)

@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 
 import fnrl
 from fnrl import graphs, tree
+from fnrl.apply import apply_update
 from fnrl.component import component
+from fnrl.lift import Run
 from fnrl.topology import centralised, collect, gradients, synchronous
+from fnrl.types import Update
 
 ENV = fnrl.envs.CartPole(num_envs=4, time_limit=20)
 
@@ -144,6 +147,19 @@ def test_target_kl_stops_the_rest_of_a_plan():
     assert first == sorted(first, reverse=True)  # once stopped, stopped until the next plan
     assert state.node.algo.opt.count.tolist() == [sum(moved)] * 2  # Adam's clock stands still as well
     assert run(free, free.init(fnrl.key(0)), 16).version == 16
+
+
+def test_a_stopped_plan_stays_so_whatever_its_later_updates_say():
+    scheme = fnrl.Scheme(parts(target_kl=0.1), SIMPLE)
+    algo, run_ = scheme.init(fnrl.key(0)).node.algo, Run(scheme.parts, scheme.executor)
+    grads, moved = torch.ones_like(algo.weights.params.vector), []
+    for first, kl in ((True, 0.0), (False, 1.0), (False, 0.0), (False, 0.0), (True, 0.0)):
+        info = {"loss": torch.tensor(0.0), "approx_kl": torch.tensor(kl)}
+        update = Update(grads, info, (), first, False, 0, algo.weights.version)
+        after, _ = apply_update(run_, algo, update, ())
+        moved.append(not tree.same_bits(after.weights.params.vector, algo.weights.params.vector))
+        algo = after
+    assert moved == [True, False, False, False, True]
 
 
 def test_schedules_move_between_plans_and_a_set_value_stays():
