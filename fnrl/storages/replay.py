@@ -174,15 +174,23 @@ class Replay:
         if isinstance(words, tuple) or words.shape[-1] != plan.batch or words.shape[-2] < used + updates:
             words, used = lift(_words)(key, max(updates, _AHEAD), plan.batch), 0
         now = words.narrow(-2, used, updates)
-        index, weight = lift(self.draw)(ring.rows, weights.hyper, now, *where)
-        given: Relabelled | tuple[()] = ()
-        if self.hindsight is not None:
+        if self.hindsight is None:
+            index, batch = lift(self.drawn)(ring.rows, weights, now, *where)
+        else:
+            index, weight = lift(self.draw)(ring.rows, weights.hyper, now, *where)
             given = self.hindsight.relabel(lift, env, ring, key, index, self.n_step)
-        batch = lift(self.sample)(ring.rows, weights, index, weight, *where, given)
+            batch = lift(self.sample)(ring.rows, weights, index, weight, *where, given)
         rows = torch.arange(updates * plan.batch, device=index.device).reshape(updates, plan.batch)
         rows = rows.expand(now.shape) if now.dim() > 2 else rows
         state = ReplayState(state.token, state.collected, state.updates + updates, words, used + updates)
         return state, Samples(batch, index), rows
+
+    def drawn(
+        self, ring: Rows, weights: Weights, words: Tensor, start: int, size: int
+    ) -> tuple[Tensor, OffPolicyBatch]:
+        """`draw` and `sample`: lanes are entered once for both."""
+        index, weight = self.draw(ring, weights.hyper, words, start, size)
+        return index, self.sample(ring, weights, index, weight, start, size)
 
     def draw(self, ring: Rows, hyper: dict[str, Tensor], words: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
         """Places in the ring `[K * B]` (row x N + environment) by random words `[K, B]`, and the weight of each."""
