@@ -49,7 +49,7 @@ def compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor], ke
     begin = time.perf_counter()
     try:
         made = _compiled(f, example, keep)
-    except InductorError as error:
+    except (InductorError, ImportError) as error:  # as it was compiled, or found in the cache
         damaged = _DAMAGED.search(str(error))
         if damaged is None:
             raise
@@ -65,7 +65,7 @@ _DAMAGED = re.compile(r"ImportError: (\S+\.so): ")
 
 
 def _compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor], keep: bool) -> Flat:
-    traced, fakes = _trace(f, example)
+    traced, fakes, mode = _trace(f, example)
     through = _outputs(traced)
     inputs = traced.graph.find_nodes(op="placeholder")
     kept = [i for i, node in enumerate(inputs) if node.users]
@@ -75,7 +75,7 @@ def _compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor], k
     traced.recompile()
     nothing = all(given for given, _ in through)
     options = _OPTIONS | _KEEP if keep else _OPTIONS
-    graph = (lambda _: ()) if nothing else _made(traced, [fakes[i] for i in kept], options)
+    graph = (lambda _: ()) if nothing else _made(traced, [fakes[i] for i in kept], mode, options)
 
     def run(xs: Sequence[Tensor]) -> Sequence[Tensor]:
         made = graph([x if (x := xs[i]).is_contiguous() else x.contiguous() for i in kept])
@@ -84,7 +84,8 @@ def _compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor], k
     return run
 
 
-def _trace(f: Callable[..., Any], example: Sequence[Tensor]) -> tuple[torch.fx.GraphModule, list[Any]]:
+def _trace(f: Callable[..., Any], example: Sequence[Tensor]) -> tuple[torch.fx.GraphModule, list[Any], Any]:
+    """The graph, the stand-ins for the tensors it was traced with, and the mode that they are of."""
     from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.compiler import _compile_session_context  # type: ignore[attr-defined]
@@ -98,10 +99,12 @@ def _trace(f: Callable[..., Any], example: Sequence[Tensor]) -> tuple[torch.fx.G
     with torch.no_grad(), _compile_session_context(), mode:
         # of tensors of their own: one that is given twice, as fresh parameters and their target are, would be one input
         fakes = [mode.from_tensor(torch.empty(x.shape, dtype=x.dtype, device=x.device)) for x in example]
-        return make_fx(torch.func.functionalize(f), decomposition_table=table)(*fakes), fakes
+        return make_fx(torch.func.functionalize(f), decomposition_table=table)(*fakes), fakes, mode
 
 
 def _either(rule: Callable[..., Any], other: Callable[..., Any] | None) -> Callable[..., Any]:
+    """The rule, or where it doesn't apply inductor's own, if it has one."""
+
     def run(*args: Any, **kwargs: Any) -> Any:
         made = rule(*args, **kwargs)
         return made if made is not NotImplemented or other is None else other(*args, **kwargs)
@@ -109,11 +112,13 @@ def _either(rule: Callable[..., Any], other: Callable[..., Any] | None) -> Calla
     return run
 
 
-def _made(traced: torch.fx.GraphModule, fakes: list[Any], options: dict[str, Any]) -> Callable[[list[Tensor]], Any]:
+def _made(
+    traced: torch.fx.GraphModule, fakes: list[Any], mode: Any, options: dict[str, Any]
+) -> Callable[[list[Tensor]], Any]:
     """A function of a list, which it empties. By inductor alone: torch's own front end would trace the graph once more
     (a tenth of the time) and go over each call's arguments (6 us).
     """
-    from torch._guards import TracingContext, detect_fake_mode, tracing
+    from torch._guards import TracingContext, tracing
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.fx_passes.joint_graph import joint_graph_passes
@@ -121,10 +126,10 @@ def _made(traced: torch.fx.GraphModule, fakes: list[Any], options: dict[str, Any
 
     output: Any = traced.graph.output_node()
     output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))
-    context = tracing(TracingContext(detect_fake_mode(fakes)))
-    with torch.no_grad(), config.patch(options), context, V.set_real_inputs(fakes):  # type: ignore[attr-defined]
+    modes = tracing(TracingContext(mode)), V.set_fake_mode(mode), V.set_real_inputs(fakes)
+    with torch.no_grad(), config.patch(options), modes[0], modes[1], modes[2]:  # type: ignore[attr-defined]
         made: Any = compile_fx_inner(joint_graph_passes(traced), fakes, cpp_wrapper=True, is_inference=True)
-    return made.current_callable
+    return getattr(made, "current_callable", made)  # a graph of views alone comes back as it is
 
 
 def _outputs(traced: torch.fx.GraphModule) -> list[tuple[bool, int]]:
@@ -182,25 +187,25 @@ def _horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
-    """`(b' a')'`, of few columns that lie side by side: the library takes two to six times as long for `a b`. A single
-    row goes as one of two: inductor makes a loop of it that jumps from row to row of `b`.
+    """`(b' a')'`, of few columns that lie side by side: the library takes two to six times as long for `a b`. In lanes
+    a single row goes as one of two: inductor makes a loop of it that jumps from row to row of `b`.
     """
     few = 2 if b.dim() == 2 else 1
-    if a.shape[-2] == 1 and min(b.shape[-2:]) >= _MANY and b.stride(-1) == 1:
-        return torch.matmul(torch.cat([a, a], -2), b)[..., :1, :]
+    if b.dim() == 3 and b.is_cpu and a.shape[-2] == 1 and min(b.shape[-2:]) >= _MANY and b.stride(-1) == 1:
+        return torch.matmul(torch.cat([a, a], -2), b)[..., :1, :].contiguous()
     if not few <= b.shape[-1] < min(16, a.shape[-2]) or b.stride(-1) != 1:
         return NotImplemented
     return torch.matmul(b.mT, a.mT).mT
 
 
 def _sum(x: Tensor, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
-    """The columns of a matrix, such as a bias's gradient, by a product with ones, for the same reason."""
-    if x.dim() not in (2, 3) or not dim or [d % x.dim() for d in dim] != [x.dim() - 2]:
+    """The columns of a matrix, such as a bias's gradient, by a product with ones: a loop would jump as well."""
+    if not x.is_cpu or x.dim() not in (2, 3) or not dim or [d % x.dim() for d in dim] != [x.dim() - 2]:
         return NotImplemented
     if x.dtype != torch.float32 or dtype not in (None, x.dtype) or min(x.shape[-2:]) < _MANY or x.stride(-1) != 1:
         return NotImplemented
     total = torch.matmul(x.new_ones(*x.shape[:-2], 2, x.shape[-2]), x)
-    return total[..., :1, :] if keepdim else total[..., 0, :]
+    return (total[..., :1, :] if keepdim else total[..., 0, :]).contiguous()
 
 
 _MANY = 64  # rows and columns from which on a matrix is too large to be jumped about in

@@ -90,9 +90,48 @@ def test_columns_and_single_rows(rows):
             assert tree.different_bits([a[:2] for a in all_of[:4]], list(out[:4])) == []
 
 
+def test_sums_that_are_none_of_columns():
+    x = torch.randn(3, 64, 64)
+    holed = x.clone()
+    holed[0, 5, 7], holed[1, 2, 3] = math.nan, math.inf
+
+    def f(x, whole, holed):
+        sums = x.sum(-2, dtype=torch.float64), x.double().sum(1), whole.sum(-2), x.mT.sum(-2), x.sum((0, 1)), x.sum(1)
+        return *sums, x.sum(1).view(-1), holed.sum(-2)
+
+    xs = x, (x * 10).long(), holed
+    for a, b in zip(made(f, *xs)(list(xs)), f(*xs), strict=True):
+        assert a.stride() == b.stride()
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4, equal_nan=True)
+
+
+def test_a_graph_of_views_alone_and_one_whose_outputs_share_memory():
+    x = torch.randn(3, 4)
+    (same,) = made(lambda x: (x.view(3, 4),), x)([x])
+    assert torch.equal(same, x)
+
+    def f(x):
+        y = x * 2.0
+        return x[0], y, y[0], y.view(-1)
+
+    for a, b in zip(made(f, x)([x]), f(x), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_graph_is_found_again_on_the_disk(tmp_path, monkeypatch):
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    x = torch.randn(5)
+    for found in (0, 1):
+        counters["inductor"].clear()
+        assert torch.equal(made(lambda x: (x * 3.0,), x)([x])[0], x * 3.0)
+        assert counters["inductor"]["fxgraph_cache_hit"] == found
+
+
 def test_a_product_for_columns_and_rows_leaves_inductor_no_loop():
     x, row = torch.randn(3, 64, 64), torch.randn(3, 1, 64)
-    traced, _ = graphs._trace(lambda x, row: (x.sum(-2), row @ x), (x, row))
+    traced, *_ = graphs._trace(lambda x, row: (x.sum(-2), row @ x), (x, row))
     nodes = list(traced.graph.nodes)
     assert not [n for n in nodes if n.target == torch.ops.aten.sum.dim_IntList]
     assert [n.args[0].meta["val"].shape for n in nodes if n.target == torch.ops.aten.bmm.default] == [(3, 2, 64)] * 2
@@ -100,7 +139,7 @@ def test_a_product_for_columns_and_rows_leaves_inductor_no_loop():
 
 def test_a_product_that_no_rule_takes_goes_as_inductor_has_it():
     a, b = torch.randn(3, 1, 8), torch.randn(3, 8, 1)
-    traced, _ = graphs._trace(lambda a, b: (a @ b,), (a, b))
+    traced, *_ = graphs._trace(lambda a, b: (a @ b,), (a, b))
     assert not [n for n in traced.graph.nodes if n.target == torch.ops.aten.bmm.default]
     torch.testing.assert_close(made(lambda a, b: (a @ b,), a, b)([a, b])[0], a @ b)
 
@@ -115,7 +154,7 @@ def test_what_a_method_writes_in_place_its_graph_computes_and_leaves_inputs_alon
 
     x = torch.randn(4, 5)
     before = x.clone()
-    traced, _ = graphs._trace(f, (x,))
+    traced, *_ = graphs._trace(f, (x,))
     assert not [n for n in traced.graph.nodes if str(n.target).split(".")[-2:-1] in (["mul_"], ["add_"])]
     for a, b in zip(made(f, x)([x]), f(x), strict=True):
         torch.testing.assert_close(a, b)
@@ -133,11 +172,11 @@ def test_a_gradient_is_put_together_once():
     batch = OffPolicyBatch(obs, torch.rand(8, actor.actions), one, obs, one, one)
     noise = algo.noise(actor, fnrl.key(1), 1, 8)[0]
 
-    def f(vector):
-        weights = Weights(Params(vector, params.layout), target, hyper, (), 0, 0)
+    def f(vector, behind):
+        weights = Weights(Params(vector, params.layout), Params(behind, params.layout), hyper, (), 0, 0)
         return (algo.grad(actor, weights, batch, noise)[0],)
 
-    traced, _ = graphs._trace(f, (params.vector,))
+    traced, *_ = graphs._trace(f, (params.vector, target.vector))
     whole = [n.target for n in traced.graph.nodes if getattr(n.meta.get("val"), "shape", ()) == params.vector.shape]
     assert whole.count(torch.ops.aten.cat.default) == 1
     assert torch.ops.aten.add.Tensor not in whole
@@ -177,7 +216,7 @@ def test_a_graph_of_an_action_asks_no_tensor_about_its_bounds(bounds):
     space = Box((2,), *bounds)
     actor = fnrl.OnPolicyActorCritic(EnvSpec("fresh", Box((3,)), space))  # nobody has asked it before
     action = torch.randn(5, 2)
-    traced, _ = graphs._trace(lambda x: (actor.env_action(x),), (action,))
+    traced, *_ = graphs._trace(lambda x: (actor.env_action(x),), (action,))
     torch.testing.assert_close(traced(action)[0], actor.env_action(action))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from fnrl import losses
 from fnrl.actors.off_policy import OffPolicyActorCritic
 from fnrl.algos.base import Algorithm
+from fnrl.autodiff import under_transform
 from fnrl.component import Schedule, component, hyper, option, setting
 from fnrl.errors import CompositionError
 from fnrl.optim import Adam, Optimiser, polyak
@@ -63,7 +64,10 @@ class DQN(Algorithm):
         """At every `target_every`-th update."""
         tau = hyper["tau"]
         if self.target_every > 1:
-            tau = torch.where((updates + 1) % self.target_every == 0, tau, 0.0)
+            due = (updates + 1) % self.target_every == 0
+            if not under_transform() and not bool(due):
+                return target
+            tau = torch.where(due, tau, 0.0)
         return Params(polyak(target.vector, params.vector, tau), params.layout)
 
     def loss(
