@@ -34,3 +34,4 @@ if __name__ == "__main__":
             state, _ = again.step(state)
     same = fnrl.tree.same_bits(state.weights, reached)
     print(f"replayed {version} updates in one process: {'the same bits' if same else 'other bits'}")
+    raise SystemExit(not same)

@@ -83,7 +83,11 @@ class History:
         self.busy += seconds
         self.reports.append(info.report)
         self.lags.append(info.lags)
-        for name, n in faults_of(info).items():
+        self.count(faults_of(info))
+
+    def count(self, faults: dict[str, float]) -> None:
+        """Takes in faults of workers, by kind."""
+        for name, n in faults.items():
             self.faults[name] = self.faults.get(name, 0.0) + n
 
     def begin_pace(self, env_steps: int) -> None:
@@ -112,7 +116,7 @@ class History:
             found[name] = sum(behind) / len(behind)
         found |= self.faults
         (first, begun), (last, busy) = self.pace[0], self.pace[-1]
-        return found | ({"scheme/fps": (last - first) / (busy - begun)} if busy > begun else {})
+        return found | ({"scheme/metrics/fps": (last - first) / (busy - begun)} if busy > begun else {})
 
     def line(self) -> dict[str, Any]:
         """What a line of metrics says besides: the mean return since the last one."""
@@ -169,14 +173,14 @@ class LaneHistory(History):
         return [not h.window or bool(h.window[-1]["alive"] > 0.0) for h in self.each]
 
     def metrics(self) -> dict[str, float]:
-        """Means over the lanes that are alive; `episodes` and `scheme/fps` of all together."""
+        """Means over the lanes that are alive; `episodes` and `scheme/metrics/fps` of all together."""
         each = [h.metrics() for h, alive in zip(self.each, self.alive, strict=True) if alive]
         found = {n: [m[n] for m in each if n in m] for n in dict.fromkeys(n for m in each for n in m)}
         total = {n: math.fsum(x) / len(x) for n, x in found.items() if n not in ("time/total", "algo/alive")}
         total |= {f"{n}_iqm": iqm(found[n]) for n in ("performance/train", "performance/test") if n in found}
         speed = self.speed()
-        if "scheme/fps" in speed:
-            speed["scheme/fps"] *= len(self.each)
+        if "scheme/metrics/fps" in speed:
+            speed["scheme/metrics/fps"] *= len(self.each)
         count = {"lanes/alive": sum(self.alive), "episodes": sum(h.episodes for h in self.each)}
         return {**total, **speed, **count, "time/total": self.seconds}
 

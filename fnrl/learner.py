@@ -160,10 +160,10 @@ class Learner:
         """Means over the last 100 episodes (`performance/train`, `/length`) and the last plan's updates (`algo/*`).
 
         Besides: `performance/test` (the last evaluation), `time/*` (seconds a plan, of all workers together),
-        `scheme/fps` (environment steps a second, evaluation and saving apart), `scheme/metrics/collection_lag` and
-        `gradient_lag` (versions that rollouts and gradients were behind the weights they were used with), `env_steps`,
-        `updates`, `episodes`, `hyper/*` where one moves; `faults/*`, the workers that were replaced in the
-        whole run, by what befell them.
+        `scheme/metrics/fps` (environment steps a second, evaluation and saving apart), `scheme/metrics/collection_lag`
+        and `gradient_lag` (versions that rollouts and gradients were behind the weights they were used with),
+        `env_steps`, `updates`, `episodes`, `hyper/*` where one moves; `faults/*`, the workers that were replaced in
+        the whole run, by what befell them.
         """
         found: dict[str, float] = {"env_steps": self.state.env_steps, "updates": self.state.version}
         pinned, declared = self.state.node.pinned, self.scheme.parts.hypers()
@@ -383,7 +383,11 @@ class Learner:
         if sound and self._home and not isinstance(error, CheckpointError):
             with contextlib.suppress(CheckpointError, StaleStateError):
                 self.save()
-        self._event("fault", {"error": type(error).__name__, "message": str(error)})
+        faults = {n: float(x) for n, x in vars(error).get("faults", {}).items()}  # that its executor had not told yet
+        self._event("fault", {"error": type(error).__name__, "message": str(error), **faults})
+        if faults:
+            self._history.count(faults)
+            self._home.amend({"faults": self._history.faults})
         self._close_anyhow()
 
     def _close_anyhow(self) -> None:

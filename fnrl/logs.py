@@ -352,7 +352,7 @@ _LABELS = {
     "lanes/alive": "lanes alive",
     "episodes": "episodes",
     "updates": "updates",
-    "scheme/fps": "steps/s of training",
+    "scheme/metrics/fps": "steps/s of training",
 }
 
 

@@ -29,6 +29,7 @@ def test_an_example_runs_for_a_while(name, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", WHOLE)
 def test_an_example_runs_as_it_stands(name):
     subprocess.run([sys.executable, str(EXAMPLES / name)], check=True, timeout=600)

@@ -97,7 +97,7 @@ def test_metrics_are_the_means_they_say(tmp_path):
         for name in ("loss", "entropy", "grad_norm"):
             expected = np.mean([float(i.metrics[name]) for i in infos[-PLAN:]])
             assert metrics[f"algo/{name}"] == pytest.approx(expected, rel=1e-5)
-        assert metrics["scheme/fps"] > 0
+        assert metrics["scheme/metrics/fps"] > 0
         assert metrics["time/collect"] > 0
     lines = read_lines(tmp_path)
     tests = [x for x in lines if x.get("event") == "evaluation"]

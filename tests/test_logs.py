@@ -49,7 +49,7 @@ def test_the_metric_of_speed_leaves_the_warm_up_out():
         learner.step(200)
         (first, begun), (last, busy) = learner._history.pace[0], learner._history.pace[-1]
         assert first == 100
-        assert learner.get_metrics()["scheme/fps"] == pytest.approx((last - first) / (busy - begun))
+        assert learner.get_metrics()["scheme/metrics/fps"] == pytest.approx((last - first) / (busy - begun))
 
 
 def test_an_evaluation_is_shown_on_a_terminal(monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Cells that die, hang and are lost: the run goes on, and ends with the bits of the undisturbed one."""
 
+import contextlib
 import dataclasses
 import json
 import random as python_random
@@ -14,6 +15,8 @@ import fnrl
 from fnrl import tree
 from fnrl.checkpoint import CheckpointWarning
 from fnrl.component import component, option
+from fnrl.executor.ray.faults import kind_of
+from fnrl.executor.ray.resources import refuse_more_than
 from fnrl.logs import read_config
 from fnrl.topology import asynchronous, centralised, collect, gradients, synchronous
 
@@ -220,6 +223,18 @@ def test_faults_are_told_in_the_metrics_and_kept_with_the_run(tmp_path):
         assert again.get_metrics()["faults/died"] == 1.0
 
 
+def test_faults_that_end_a_run_are_counted_with_it(tmp_path):
+    scheme = fnrl.Scheme(faulty(tmp_path, "end"), COLLECTORS, executor=on_ray(retries=1))
+    with (
+        pytest.raises(fnrl.ExecutorError, match="failed 2 times in a row"),
+        fnrl.Learner(scheme, target_steps=10_000, log_dir=tmp_path / "run") as learner,
+    ):
+        learner.train(progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [n["faults/died"] for n in lines if n.get("event") == "fault"] == [2.0]
+    assert read_config(tmp_path / "run")["faults"] == {"faults/died": 2.0}
+
+
 def test_a_learner_on_ray_resumes_to_the_bits_of_an_undisturbed_run(tmp_path):
     scheme = fnrl.Scheme(on_policy(), GRADIENTS, executor=on_ray())
     with fnrl.Learner(scheme, target_steps=6 * 256, log_dir=tmp_path / "run") as learner:
@@ -257,6 +272,40 @@ def wide(**ray_options):
     return fnrl.Scheme(
         on_policy(), centralised(synchronous(gradients(synchronous(collect, 2)), 2)), on_ray(**ray_options)
     )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        (
+            [{"CPU": 3.0}, {"CPU": 3.0}],
+            r"3 collect cells ask for 2 CPU each, and the nodes .* have room for 2 .*3 CPU; 3",
+        ),
+        ([{"CPU": 1.0}, {"CPU": 1.5}], r"a collect cell asks for 2 CPU, and no node .*1 CPU; 1.5 CPU"),
+        ([{"CPU": 4.0}], r"cells ask for 6 CPU .*3 collect cells with 2 each.* the cluster has 4"),
+        ([{"CPU": 6.0}], None),
+        ([{"CPU": 2.5}, {"CPU": 4.0}], None),
+    ],
+)
+def test_cells_must_fit_on_the_nodes_not_on_their_sum(nodes, message):
+    asked = [("collect", 3, fnrl.Resources(cpus=2.0))]
+    refused = pytest.raises(fnrl.CompositionError, match=message) if message else contextlib.nullcontext()
+    with refused:
+        refuse_more_than(nodes, asked)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ray.exceptions.OutOfMemoryError("no room"), "memory"),
+        (ray.exceptions.ObjectLostError("ab", "cd", "ef"), "lost"),
+        (ray.exceptions.GetTimeoutError(), "hung"),
+        (ray.exceptions.WorkerCrashedError(), "died"),
+        (ValueError("the node's own"), None),
+    ],
+)
+def test_faults_have_their_kinds(error, kind):
+    assert kind_of(error) == kind
 
 
 @pytest.mark.parametrize(

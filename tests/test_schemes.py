@@ -92,7 +92,8 @@ def test_names_are_values():
         ),
         (lambda: asynchronous(collect, 2, max_lag=-1), r"max_lag = -1, expected an int of at least 0"),
         (lambda: synchronous(collect, 2, quorum=0.0), r"quorum = 0.0, expected a number in \(0, 1\]"),
-        (lambda: synchronous(collect, 2, samples=0.5), r"samples=0.5 has no effect with quorum=1"),
+        (lambda: synchronous(collect, 2, samples=0.5), r"samples=0.5 has no effect with quorum=1.*quorum=0.75"),
+        (lambda: decentralised(gradients(collect), 2, quorum=0.5), r"decentralised: quorum=0.5 has no effect"),
         (
             lambda: fnrl.Scheme(parts(target_kl=0.1), schemes.a3c(2)),
             r"target_kl stops one plan, and asynchronous\(gradients\(collect\)\) has a plan in each worker",
@@ -108,11 +109,11 @@ def test_rollouts_of_unequal_length_need_parts_that_take_them():
     memory = fnrl.OnPolicyActorCritic(ENV.spec, recurrent=fnrl.GRU(4))
     ours = fnrl.Parts(ENV, memory, fnrl.PPO(minibatches=1), fnrl.GAE(steps=8))
     with pytest.raises(fnrl.CompositionError, match=r"synchronous\(quorum=0.5\).*whole columns.*leave quorum out"):
-        fnrl.Scheme(ours, centralised(gradients(synchronous(collect, 2, quorum=0.5))))
+        fnrl.Scheme(ours, centralised(gradients(synchronous(collect, 2, quorum=0.5, samples=0.5))))
     replay = fnrl.Parts(ENV, fnrl.OffPolicyActorCritic(ENV.spec), fnrl.SAC(batch=8), fnrl.Replay(capacity=64, warmup=8))
     with pytest.raises(fnrl.CompositionError, match=r"a row of|a replay's row"):
-        fnrl.Scheme(replay, decentralised(gradients(collect), 2, quorum=0.5))
-    fnrl.Scheme(ours, centralised(gradients(synchronous(collect, 2, quorum=0.9))))  # waits for both
+        fnrl.Scheme(replay, decentralised(gradients(collect), 2, quorum=0.5, samples=0.5))
+    fnrl.Scheme(ours, centralised(gradients(synchronous(collect, 2, quorum=0.9, samples=0.5))))  # waits for both
 
 
 def test_print_draws_the_task_graph():
@@ -137,17 +138,20 @@ def test_the_laws_hold_for_every_scheme(topology):
 
 
 LEAVES = st.just(collect)
+STOPPED = st.sampled_from([(1.0, 1.0), (0.4, 0.3)])  # quorum and samples
 ROLLOUTS = st.recursive(
     LEAVES,
     lambda node: st.one_of(
-        st.builds(synchronous, node, st.integers(1, 2), st.sampled_from([0.4, 1.0])),
+        st.builds(lambda node, n, stopped: synchronous(node, n, *stopped), node, st.integers(1, 2), STOPPED),
         st.builds(asynchronous, node, st.integers(1, 3), st.sampled_from([None, 0, 3])),
     ),
     max_leaves=2,
 )
 UPDATES = st.one_of(
     ROLLOUTS.map(gradients),
-    st.builds(synchronous, ROLLOUTS.map(gradients), st.integers(1, 2), st.sampled_from([0.4, 1.0])),
+    st.builds(
+        lambda node, n, stopped: synchronous(node, n, *stopped), ROLLOUTS.map(gradients), st.integers(1, 2), STOPPED
+    ),
     st.builds(asynchronous, ROLLOUTS.map(gradients), st.integers(1, 3), st.sampled_from([None, 1])),
 )
 TOPOLOGIES = st.one_of(UPDATES.map(centralised), st.builds(decentralised, ROLLOUTS.map(gradients), st.integers(1, 2)))

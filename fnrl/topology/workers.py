@@ -77,10 +77,12 @@ def round_of(outer: str, workers: int, quorum: float, samples: float) -> Round:
     for name, value in (("quorum", quorum), ("samples", samples)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value <= 1.0:
             raise CompositionError(f"{outer}: {name} = {value!r}, expected a number in (0, 1]")
-    if quorum == 1.0 and samples < 1.0:
-        raise CompositionError(
-            f"{outer}: samples={samples:g} has no effect with quorum=1, where nobody is stopped: pass quorum=0.75 or so"
-        )
+    for one, other, said in (("samples", "quorum", "nobody is stopped"), ("quorum", "samples", "nothing is left out")):
+        given = {"quorum": quorum, "samples": samples}
+        if given[one] < 1.0 and given[other] == 1.0:
+            raise CompositionError(
+                f"{outer}: {one}={given[one]:g} has no effect with {other}=1, where {said}: pass {other}=0.75 or so"
+            )
     return Round(workers, quorum, samples)
 
 

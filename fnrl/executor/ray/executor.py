@@ -4,13 +4,13 @@ Results are taken in worker order, and a cell that is lost is replaced and broug
 finishes first nor who dies changes anything.
 """
 
-import collections
 import contextlib
 import dataclasses
 import importlib.util
 import math
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -140,11 +140,15 @@ class Ray:
         answer: Answer = call.answer
         if answer.value is None:
             owner: CellOwner = call.state.token.owner
-            *made, told = owner.answer(answer.call)
+            try:
+                *made, told = owner.answer(answer.call)
+            except Exception as error:  # the faults that it ends with, of all cells, are told with it
+                vars(error)["faults"] = dict(sum((o.untold() for o in {owner, *owner.session.owners}), Counter()))
+                raise
             product, info = tree.to_torch(tuple(made), call.device)
             for warning in told:
                 warnings.warn(warning, stacklevel=2)
-            for name, n in owner.tell().items():
+            for name, n in owner.untold().items():
                 info.report[name] = info.report.get(name, 0.0) + n
             answer.value = product, info
         return call.state, *answer.value
@@ -193,7 +197,7 @@ class Ray:
         state.token.owner.close()
 
     def _check(self, run: Run, node: Any, session: Session) -> None:
-        counts = collections.Counter[str]()
+        counts = Counter[str]()
         products = 0
         for child, n in cells(node):
             counts[kind_of(child)] += n

@@ -169,11 +169,11 @@ class CellOwner(Owner):
                 self._replace(error)
         return self.end is not None
 
-    def tell(self) -> dict[str, float]:
+    def untold(self) -> collections.Counter[str]:
         """The faults since the last time, by kind."""
-        told = {f"faults/{kind}": float(n) for kind, n in self.faults.items()}
+        found = collections.Counter({f"faults/{kind}": n for kind, n in self.faults.items()})
         self.faults.clear()
-        return told
+        return found
 
     def close(self) -> None:
         """Closes the node's simulators, if the cell is idle, and ends its process."""

@@ -89,12 +89,18 @@ def cells(node: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
 def refuse_more_than(nodes: Sequence[Mapping[str, float]], wanted: Sequence[tuple[str, int, Resources]]) -> None:
     """Refuses cells that the cluster's nodes can't hold, empty as they may be (CompositionError)."""
     asked: dict[str, float] = {}
-    for kind, _, each in wanted:
-        if not any(all(node.get(n, 0.0) >= x for n, x in each.amounts().items()) for node in nodes):
-            have = "; ".join(", ".join(f"{x:g} {n}" for n, x in _told(node, each)) for node in nodes)
+    for kind, count, each in wanted:
+        room = sum(_room(node, each) for node in nodes)
+        if room == 0:
             raise CompositionError(
-                f"a {kind} cell asks for {each}, and no node of the cluster has that (they have {have}): lower "
-                f"Ray({kind}=Resources(...)), or join a cluster that has it with Ray(address=...)"
+                f"a {kind} cell asks for {each}, and no node of the cluster has that (they have {_told(nodes, each)}): "
+                f"lower Ray({kind}=Resources(...)), or join a cluster that has it with Ray(address=...)"
+            )
+        whole = {n: count * x for n, x in each.amounts().items()}
+        if room < count and all(sum(node.get(n, 0.0) for node in nodes) >= x for n, x in whole.items()):
+            raise CompositionError(
+                f"{count} {kind} cells ask for {each} each, and the nodes of the cluster have room for {room} (they "
+                f"have {_told(nodes, each)}): lower Ray({kind}=Resources(...)), or take fewer workers"
             )
     for _, count, each in wanted:
         for name, x in each.amounts().items():
@@ -111,5 +117,10 @@ def refuse_more_than(nodes: Sequence[Mapping[str, float]], wanted: Sequence[tupl
             )
 
 
-def _told(node: Mapping[str, float], each: Resources) -> list[tuple[str, float]]:
-    return [(name, node.get(name, 0.0)) for name in each.amounts()]
+def _room(node: Mapping[str, float], each: Resources) -> int:
+    """Such cells that a node has room for."""
+    return min(int(node.get(name, 0.0) / x + 1e-9) for name, x in each.amounts().items())
+
+
+def _told(nodes: Sequence[Mapping[str, float]], each: Resources) -> str:
+    return "; ".join(", ".join(f"{node.get(name, 0.0):g} {name}" for name in each.amounts()) for node in nodes)
