@@ -224,7 +224,8 @@ def test_faults_are_told_in_the_metrics_and_kept_with_the_run(tmp_path):
 
 
 def test_faults_that_end_a_run_are_counted_with_it(tmp_path):
-    scheme = fnrl.Scheme(faulty(tmp_path, "end"), COLLECTORS, executor=on_ray(retries=1))
+    one = centralised(gradients(synchronous(collect, 1)))
+    scheme = fnrl.Scheme(faulty(tmp_path, "end"), one, executor=on_ray(retries=1))
     with (
         pytest.raises(fnrl.ExecutorError, match="failed 2 times in a row"),
         fnrl.Learner(scheme, target_steps=10_000, log_dir=tmp_path / "run") as learner,
