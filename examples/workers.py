@@ -28,4 +28,4 @@ def main(updates: int = 33) -> list[str]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(bool(main()))
