@@ -142,8 +142,9 @@ class Ray:
             owner: CellOwner = call.state.token.owner
             try:
                 *made, told = owner.answer(answer.call)
-            except Exception as error:  # the faults that it ends with, of all cells, are told with it
-                vars(error)["faults"] = dict(sum((o.untold() for o in {owner, *owner.session.owners}), Counter()))
+            except Exception as error:  # the faults that it ends with, of all cells and those below, are told with it
+                below = Counter(vars(error).get("faults", {}))
+                vars(error)["faults"] = dict(sum((o.untold() for o in {owner, *owner.session.owners}), below))
                 raise
             product, info = tree.to_torch(tuple(made), call.device)
             for warning in told:
