@@ -81,15 +81,23 @@ def ours(
     python: str = sys.executable,
     shards: int = 1,
     threads: int = 1,
+    device: str = "cpu",
 ) -> Command:
     """fnrl's process, with others for its shards if there are several."""
-    return [python, str(HERE / "peers" / "lanes_fnrl.py"), work, *map(str, (seeds, plans, how, shards, threads))]
+    settings = map(str, (seeds, plans, how, shards, threads, device))
+    return [python, str(HERE / "peers" / "lanes_fnrl.py"), work, *settings]
 
 
 def in_jax(seeds: int, rollouts: int, devices: int = 1) -> Command:
     """That of PPO jitted whole."""
     script = HERE / "peers" / "throughput_jax.py"
     return [peer_python("jax", JAX, torch=False), str(script), *map(str, (seeds, rollouts, devices))]
+
+
+def in_jax_on_gpu(seeds: int, rollouts: int, python: str | None) -> Command:
+    """The same on a GPU, by an interpreter that has JAX for it, or one made here."""
+    python = python or peer_python("jax-gpu", ["jax[cuda13]==0.10.2", "optax==0.2.8"], torch=False)
+    return [python, str(HERE / "peers" / "throughput_jax.py"), *map(str, (seeds, rollouts, 1, "cuda"))]
 
 
 def in_sb3(env: str, envs: int, steps: int, batch: int, rollouts: int, python: str | None = None) -> Command:
@@ -177,6 +185,21 @@ def many_against_jax(
     name = f"{seeds} seeds: steps/s over jax" + (" at its best" if len(counts) > 1 else "")
     yield from against(case, name, told["fnrl"], vmapped, bar)
     yield from against(case, f"{name}, two devices", told["fnrl"], split, None)
+
+
+def case_lanes_gpu(args: argparse.Namespace) -> Iterator[Row]:
+    """The same on a GPU with 1, 32 and 1,024 seeds, against JAX on it; nothing where there is none."""
+    if not torch.cuda.is_available():
+        print("  no GPU: lanes-gpu is not measured")
+        return
+    on = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    for seeds, plans in ((1, 60), (32, 60), (1024, 20)):
+        mine = [ours("cartpole", seeds, plans, "compiled", device="cuda")]
+        told = rates(args, "steps", {"fnrl": mine, "jax": [in_jax_on_gpu(seeds, plans, args.jax)]})
+        for side, found in told.items():
+            if found:
+                yield Row("lanes-gpu", f"{seeds} seeds, {side}: steps/s", statistics.median(found), detail=on)
+        yield from against("lanes-gpu", f"{seeds} seeds: steps/s over jax", told["fnrl"], told["jax"], None)
 
 
 def case_lanes_sb3(args: argparse.Namespace) -> Iterator[Row]:
@@ -303,6 +326,7 @@ if __name__ == "__main__":
             "lanes-jax-1": case_lanes_jax_1,
             "lanes-jax-8": case_lanes_jax_8,
             "lanes-jax-32": case_lanes_jax_32,
+            "lanes-gpu": case_lanes_gpu,
             "lanes-sb3": case_lanes_sb3,
             "lanes-mujoco": case_lanes_mujoco,
             "off-policy-sac": case_off_policy_sac,
@@ -314,5 +338,6 @@ if __name__ == "__main__":
         },
         repeats={"type": int, "default": 5, "help": "alternations of fnrl and the peer"},
         limit={"type": float, "default": 300.0, "help": "seconds that one process may take"},
+        jax={"metavar": "PYTHON", "help": "an interpreter that has JAX for the GPU; else one is made"},
         clock={"choices": ("wall", "cpu"), "default": "wall", "help": "which time is compared"},
     )

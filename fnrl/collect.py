@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -169,11 +170,7 @@ def _rolled(
     if run.compile and parts.env.pure and run.least is None:
         k = max(n for n in range(1, _UNROLLED + 1) if steps % n == 0)
         facts = parts.env, k, *_acting(run, weights)
-        for t in range(0, steps, k):
-            part = tree.map(lambda x: x.narrow(axis, t, k), (noise, env_noise))  # noqa: B023
-            env_state, memory, transitions = run.graph(_act_and_steps)(*facts, env_state, memory, *part)
-            made.append(transitions)
-        return env_state, memory, tree.concatenate(made, axis)
+        return run.together(_all_steps)(axis, steps, *facts, env_state, memory, noise, env_noise)
     each = _per_step(noise, axis)
     env_each = _per_step(env_noise, axis) if parts.env.pure else ((),) * steps
     least = steps if run.least is None else max(1, math.ceil(run.least * steps))
@@ -183,6 +180,17 @@ def _rolled(
         if least <= t + 1 < steps and run.executor.stopped(run, state.rollouts, t + 1):
             break
     return env_state, memory, tree.stack(made, axis)
+
+
+def _all_steps(graph: Callable[..., Any], axis: int, steps: int, env: Any, at_once: int, *args: Any) -> Any:
+    """`_rolled` of a pure environment, `at_once` of its steps in a graph."""
+    *acting, state, memory, noise, env_noise = args
+    made = []
+    for t in range(0, steps, at_once):
+        part = tree.map(lambda x: x.narrow(axis, t, at_once), (noise, env_noise))  # noqa: B023
+        state, memory, transitions = graph(_act_and_steps)(env, at_once, *acting, state, memory, *part)
+        made.append(transitions)
+    return state, memory, tree.concatenate(made, axis)
 
 
 def _per_step(noise: Tree, axis: int) -> list[Tree]:

@@ -1,4 +1,5 @@
-"""Compilation: a function of tensors is traced into one graph of torch operations, which inductor makes C++ of.
+"""Compilation: a function of tensors is traced into one graph of torch operations, which inductor makes C++ of, or for
+a GPU kernels, which are recorded and launched together.
 
 A graph is of one set of shapes and holds no state: tensors in, tensors out. What inductor makes is kept on disk (in
 `TORCHINDUCTOR_CACHE_DIR`), so that another process traces again but compiles nothing.
@@ -22,7 +23,7 @@ from fnrl.errors import CompilerWarning
 
 Flat = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
-_OPTIONS: dict[str, Any] = {"cpp_wrapper": True}  # the calls between kernels are C++, too: half the cost of small ones
+_CPU: dict[str, Any] = {"cpp_wrapper": True}  # the calls between kernels are C++, too: half the cost of small ones
 _KEEP: dict[str, Any] = {"realize_opcount_threshold": 8}  # operations that inductor would rather repeat than store: 30
 
 
@@ -74,8 +75,12 @@ def _compiled(f: Callable[..., tuple[Tensor, ...]], example: Sequence[Tensor], k
             traced.graph.erase_node(node)
     traced.recompile()
     nothing = all(given for given, _ in through)
-    options = _OPTIONS | _KEEP if keep else _OPTIONS
+    on_cpu = all(x.is_cpu for x in example)
+    options = (_CPU if on_cpu else {}) | (_KEEP if keep else {})
     graph = (lambda _: ()) if nothing else _made(traced, [fakes[i] for i in kept], mode, options)
+    writes = any(n.target is _ATEN.copy_.default for n in traced.graph.nodes)  # into an input: it must be the caller's
+    if not (nothing or writes) and recordable(mine := [example[i] for i in kept]):
+        graph = recorded(graph, mine)
 
     def run(xs: Sequence[Tensor]) -> Sequence[Tensor]:
         made = graph([x if (x := xs[i]).is_contiguous() else x.contiguous() for i in kept])
@@ -128,8 +133,44 @@ def _made(
     output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))
     modes = tracing(TracingContext(mode)), V.set_fake_mode(mode), V.set_real_inputs(fakes)
     with torch.no_grad(), config.patch(options), modes[0], modes[1], modes[2]:  # type: ignore[attr-defined]
-        made: Any = compile_fx_inner(joint_graph_passes(traced), fakes, cpp_wrapper=True, is_inference=True)
+        cpp: Any = {"cpp_wrapper": config.cpp_wrapper, "is_inference": True}
+        made: Any = compile_fx_inner(joint_graph_passes(traced), fakes, **cpp)
     return getattr(made, "current_callable", made)  # a graph of views alone comes back as it is
+
+
+def recordable(xs: Sequence[Tensor]) -> bool:
+    """Whether what computes with these tensors can be recorded: they are on one GPU, and can be held twice."""
+    return bool(xs) and xs[0].is_cuda and len({x.device for x in xs}) == 1 and sum(x.nbytes for x in xs) <= _HELD
+
+
+def recorded(f: Callable[[list[Tensor]], Any], example: Sequence[Tensor]) -> Flat:
+    """`f` of a list of tensors like `example`, whose kernels a GPU launches together, as they were recorded here: one
+    by one, most launches take the host longer than the kernel takes the GPU. Inputs are copied to where the recording
+    reads, outputs from where it writes. `f` may not wait for the GPU; what it calls that is recorded is part of it.
+    """
+    own = [x.clone(memory_format=torch.contiguous_format) for x in example]
+    cuda, where = torch.cuda.CUDAGraph(), example[0].device
+    with torch.no_grad(), torch.cuda.device(where):
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            f(list(own))  # what is loaded or chosen on first use can't be recorded
+        torch.cuda.current_stream().wait_stream(beside)
+        with torch.cuda.graph(cuda, capture_error_mode="thread_local"):
+            made = f(list(own))
+
+    def run(xs: Sequence[Tensor]) -> list[Tensor]:
+        if torch.cuda.is_current_stream_capturing():
+            return f(list(xs))
+        with torch.no_grad(), torch.cuda.device(where):
+            torch._foreach_copy_(own, list(xs))  # pyright: ignore[reportPrivateImportUsage]
+            cuda.replay()
+            return [x.clone() for x in made]
+
+    return run
+
+
+_HELD = 2**30  # bytes of inputs from which on kernels are not small
 
 
 def _outputs(traced: torch.fx.GraphModule) -> list[tuple[bool, int]]:

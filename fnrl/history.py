@@ -69,7 +69,7 @@ class History:
 
     def update(self, info: Info, seconds: float) -> None:
         """Takes in one update that took so long."""
-        self._host(info, seconds)
+        info = self._host(info, seconds)
         self.window.append(info.metrics)
         for episodes in info.episodes:
             ended = episodes.returns[episodes.end].tolist()
@@ -78,12 +78,13 @@ class History:
             self.recent.extend(ended)
             self.episodes += len(ended)
 
-    def _host(self, info: Info, seconds: float) -> None:
-        """Takes in the facts of the host."""
+    def _host(self, info: Info, seconds: float) -> Info:
+        """Takes in the facts of the host; gives the info there, too: what it holds is read number by number."""
         self.busy += seconds
         self.reports.append(info.report)
         self.lags.append(info.lags)
         self.count(faults_of(info))
+        return tree.to(info, "cpu")
 
     def count(self, faults: dict[str, float]) -> None:
         """Takes in faults of workers, by kind."""
@@ -162,7 +163,7 @@ class LaneHistory(History):
 
     def update(self, info: Info, seconds: float) -> None:
         """Takes in one update that took so long."""
-        self._host(info, seconds)
+        info = self._host(info, seconds)
         metrics = {n: x.unbind(0) for n, x in info.metrics.items()}
         for h, i in zip(self.each, self.places, strict=True):
             h.update(Info({n: x[i] for n, x in metrics.items()}, tree.index(info.episodes, i)), seconds)

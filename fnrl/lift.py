@@ -68,6 +68,12 @@ class Run:
         """
         return _compiled(method, self.lanes is not None, keep) if self.compile else self.lift(method)
 
+    def together(self, loop: Callable[..., Any]) -> Callable[..., Any]:
+        """`loop(graph, ...)`, which calls graphs made by `graph`, one after another: on a GPU launched as one."""
+        if not self.compile or self.device == "cpu":
+            return functools.partial(loop, self.graph)
+        return _recorded(loop, self.lanes is not None)
+
     def number(self, n: int) -> Tensor:
         """A number of the host as a tensor, int64, one for each lane: what changes from call to call goes into a lifted
         method so.
@@ -135,27 +141,42 @@ def _mapped(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.lru_cache(maxsize=512)
 def _compiled(method: Callable[..., Any], mapped: bool, keep: bool) -> Callable[..., Any]:
-    made: dict[Any, tuple[graphs.Flat, Callable[[Any], Any]]] = {}
-    eager = _mapped(method) if mapped else method
+    def make(flat: Callable[..., tuple[Tensor, ...]], leaves: list[Tensor]) -> graphs.Flat | None:
+        return graphs.compiled(torch.func.vmap(flat) if mapped else flat, leaves, keep)
+
+    return _made_once(method, _mapped(method) if mapped else method, make)
+
+
+@functools.lru_cache(maxsize=512)
+def _recorded(loop: Callable[..., Any], mapped: bool) -> Callable[..., Any]:
+    def method(*args: Any) -> Any:
+        return loop(lambda method, keep=False: _compiled(method, mapped, keep), *args)
+
+    def make(flat: Callable[..., tuple[Tensor, ...]], leaves: list[Tensor]) -> graphs.Flat | None:
+        return graphs.recorded(lambda xs: [*flat(*xs)], leaves) if graphs.recordable(leaves) else None
+
+    return _made_once(method, method, make)
+
+
+def _made_once(method: Callable[..., Any], eager: Callable[..., Any], make: Callable[..., Any]) -> Callable[..., Any]:
+    """A method as `make` makes it of a function of its leaves, for each kind of arguments; `eager` where it can't."""
+    made: dict[Any, tuple[graphs.Flat, Callable[[Any], Any]] | None] = {}
 
     def run(*args: Any) -> Any:
         leaves: list[Tensor] = []
         which = tuple([tree.sign(a, leaves) if is_dynamic(a) else a for a in args])
         if which not in made:
-            found = _compile(method, args, mapped, keep)
-            if found is None:
-                return eager(*args)
-            made[which] = found
-        graph, build = made[which]
-        return build(graph(leaves))
+            made[which] = _made(method, args, make)
+        found = made[which]
+        return eager(*args) if found is None else found[1](found[0](leaves))
 
     return run
 
 
-def _compile(
-    method: Callable[..., Any], args: tuple[Any, ...], mapped: bool, keep: bool
+def _made(
+    method: Callable[..., Any], args: tuple[Any, ...], make: Callable[..., Any]
 ) -> tuple[graphs.Flat, Callable[[Any], Any]] | None:
-    """The graph of a method for arguments such as these, and how what it returns is built; None without a compiler."""
+    """The program of a method for arguments such as these, and how what it returns is built."""
     leaves, statics, structure = _split(args)
     made: list[tree.Structure] = []
 
@@ -164,5 +185,5 @@ def _compile(
         made.append(out_structure)
         return tuple(out)
 
-    graph = graphs.compiled(torch.func.vmap(flat) if mapped else flat, leaves, keep)
-    return None if graph is None else (graph, tree.builder(made[0]))
+    program = make(flat, leaves)
+    return None if program is None else (program, tree.builder(made[0]))

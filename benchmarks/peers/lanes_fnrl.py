@@ -1,5 +1,5 @@
-"""fnrl's side of the benchmarks of lanes and of compilation: `WORK SEEDS PLANS eager|compiled [SHARDS [THREADS]]` ->
-JSON.
+"""fnrl's side of the benchmarks of lanes and of compilation: `WORK SEEDS PLANS eager|compiled [SHARDS [THREADS
+[DEVICE]]]` -> JSON.
 
 The work is `cartpole` (PPO on the pure environment), `cheetah` (PPO on MuJoCo's HalfCheetah-v5), `sac` or `dqn`. Lanes
 of seeds where there are several; of `cheetah` a plan is a rollout and what it earns, of the off-policy works ten of
@@ -39,12 +39,19 @@ def parts_of(work: str) -> fnrl.Parts:
     return fnrl.Parts(env, actor, fnrl.DQN(batch=256, ratio=1.0, double=False), replay)
 
 
+def settled(device: str) -> None:
+    """Waits for what a GPU has still to do."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
 work, seeds, plans, how = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-shards, threads = (int(x) for x in (*sys.argv[5:], "1", "1")[:2])
+shards, threads = (int(x) for x in (*sys.argv[5:7], "1", "1")[:2])
+device = [*sys.argv[7:], "cpu"][0]
 torch.set_num_threads(threads)
 parts = parts_of(work)
 topology = fnrl.centralised(fnrl.gradients(fnrl.collect))
-scheme = fnrl.Scheme(parts, topology, compile=how == "compiled")
+scheme = fnrl.Scheme(parts, topology, compile=how == "compiled", device=device)
 if shards > 1:
     scheme = dataclasses.replace(scheme, topology=fnrl.sharded(topology, shards), executor=fnrl.Ray())
 at_once = scheme.updates * (10 if work in ("sac", "dqn") else 1)
@@ -56,12 +63,14 @@ for _ in range(3):
 first, before = time.perf_counter() - begin, state.env_steps
 report: dict[str, float] = defaultdict(float)
 gc.collect()  # else one of a large heap falls, or doesn't, into what is timed
+settled(device)
 begin, cpu = time.perf_counter(), time.process_time()
 together = 1 if shards == 1 else plans  # shards go on by themselves through one call, as JAX does
 for _ in range(plans // together):
     state, info = scheme.step(state, together * at_once)
     for name, value in info.report.items():
         report[name] += value
+settled(device)
 seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
 cpu = cpu if shards == 1 else shards * seconds
 took = {"steps": seeds * (state.env_steps - before), "updates": seeds * plans * at_once, "seconds": seconds}
