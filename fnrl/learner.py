@@ -10,6 +10,7 @@ import math
 import os
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ class Learner:
                 begin = time.perf_counter()
                 self.state, info = self.scheme.step(self.state)
                 self._history.update(info, time.perf_counter() - begin)
-                self._note_faults(info)
+                self._note_faults(faults_of(info))
                 self._home.choices(self.state.version, info.choices)
                 if self.state.version == 1 and self.scheme.parts.storage.warmup:
                     self._history.begin_pace(self.state.env_steps)
@@ -296,12 +297,17 @@ class Learner:
         faults = {"faults": self._history.faults} if self._history.faults else {}
         self._home.begin(None if told is None else version, said | faults)
 
-    def _note_faults(self, info: Info) -> None:
+    def _note_faults(self, faults: dict[str, float]) -> None:
         """Tells of workers that were replaced: at once, and in the run's configuration."""
-        faults = faults_of(info)
         if faults:
             self._event("recovered", faults)
             self._home.amend({"faults": self._history.faults})
+
+    def _note_late_faults(self) -> None:
+        """Those that were met as the state was gathered, where no step comes after it to tell them."""
+        faults = self.scheme.executor.untold()
+        self._history.count(faults)
+        self._note_faults(faults)
 
     def _history_of(self, told: Any) -> History:
         about = self._updates_of_a_line(), self.state.env_steps
@@ -359,6 +365,7 @@ class Learner:
                 self._history.evaluated = self.state.env_steps
             if self._home.path:
                 self.save()
+                self._note_late_faults()
                 self.save_model()
                 plots.curve(self._home.path)
                 self._event("finished", {})
@@ -373,6 +380,7 @@ class Learner:
         saved = None
         try:
             saved = self.save() if self._home else None
+            self._note_late_faults()
         except (CheckpointError, StaleStateError) as error:
             warnings.warn(f"the run was interrupted and could not be saved: {error}", CheckpointWarning, stacklevel=3)
         self._event("interrupted", {"saved": saved and saved.name})
@@ -383,7 +391,8 @@ class Learner:
         if sound and self._home and not isinstance(error, CheckpointError):
             with contextlib.suppress(CheckpointError, StaleStateError):
                 self.save()
-        faults = {n: float(x) for n, x in vars(error).get("faults", {}).items()}  # that its executor had not told yet
+        met = Counter(vars(error).get("faults", {})) + Counter(self.scheme.executor.untold())  # and not told yet
+        faults = {n: float(x) for n, x in met.items()}
         self._event("fault", {"error": type(error).__name__, "message": str(error), **faults})
         if faults:
             self._history.count(faults)

@@ -236,6 +236,42 @@ def test_faults_that_end_a_run_are_counted_with_it(tmp_path):
     assert read_config(tmp_path / "run")["faults"] == {"faults/died": 2.0}
 
 
+def test_faults_met_as_the_last_state_is_gathered_are_told(tmp_path):
+    scheme = fnrl.Scheme(on_policy(), COLLECTORS, executor=on_ray())
+    with fnrl.Learner(scheme, target_steps=256, log_dir=tmp_path / "run") as learner:
+        while not learner.done():
+            learner.step()
+        kill(cells_of(learner.state)[0].pid)
+        metrics = learner.train(progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [n["faults/died"] for n in lines if n.get("event") == "recovered"] == [1.0]
+    assert metrics["faults/died"] == 1.0
+    assert read_config(tmp_path / "run")["faults"] == {"faults/died": 1.0}
+
+
+@pytest.mark.slow
+def test_faults_at_two_levels_are_told_together(tmp_path):
+    """A cell below that was replaced, and then itself the one that fails for good: both levels' faults end the run."""
+    topology = centralised(synchronous(gradients(synchronous(collect, 2)), 1))
+    scheme = fnrl.Scheme(on_policy(), topology, executor=on_ray())
+    with fnrl.Learner(scheme, target_steps=512, log_dir=tmp_path / "run") as learner:
+        outer = {o.pid for o in cells_of(learner.state)}
+        while not learner.done():
+            learner.step()
+        kill(min(cell_pids() - outer))  # its cell replaces it, asked for its state by the last save
+        learner.train(progress=False)
+    assert read_config(tmp_path / "run")["faults"] == {"faults/died": 1.0}
+
+    scheme = fnrl.Scheme(faulty(tmp_path, "end"), topology, executor=on_ray(retries=1))
+    with (
+        pytest.raises(fnrl.ExecutorError, match=r"worker 0\.\d \(collect\) failed 2 times in a row"),
+        fnrl.Learner(scheme, target_steps=10_000, log_dir=tmp_path / "ended") as learner,
+    ):
+        kill(cells_of(learner.state)[0].pid)  # a fault of the upper level, before those of the lower one
+        learner.train(progress=False)
+    assert read_config(tmp_path / "ended")["faults"]["faults/died"] >= 3.0
+
+
 def test_a_learner_on_ray_resumes_to_the_bits_of_an_undisturbed_run(tmp_path):
     scheme = fnrl.Scheme(on_policy(), GRADIENTS, executor=on_ray())
     with fnrl.Learner(scheme, target_steps=6 * 256, log_dir=tmp_path / "run") as learner:

@@ -61,3 +61,7 @@ class Executor(Protocol):
     def close(self, run: Run, node: Any, state: Any) -> None:
         """Releases a replica."""
         ...
+
+    def untold(self) -> dict[str, float]:
+        """The faults of replicas, by kind, that no step has told: those that a `gather` has met."""
+        ...

@@ -53,3 +53,7 @@ class Inline:
     def close(self, run: Run, node: Any, state: Any) -> None:
         """The node's own."""
         node.close(run, state)
+
+    def untold(self) -> dict[str, float]:
+        """An error is raised where it is met."""
+        return {}

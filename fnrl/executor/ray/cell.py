@@ -84,6 +84,10 @@ class Cell:
         """The state as pure records; without a copy they share the memory of rings, until the next step."""
         return tree.to_numpy(self.node.gather(dataclasses.replace(self.run, copy=copy), self.state))
 
+    def gathered(self) -> tuple[Any, dict[str, float]]:
+        """The state as pure records, and the faults of cells below that were met in asking for it."""
+        return self.gather(), self.run.executor.untold()
+
     def snapshot(self) -> tuple[Any, float, float]:
         """The state as pure records; what it cost, in seconds; and what a call has cost since the last one."""
         begin = time.perf_counter()

@@ -109,6 +109,11 @@ def connect(address: str | None, store: int | None) -> Session:
     return session
 
 
+def joined() -> list[Session]:
+    """The session of this process, if there is one."""
+    return [s for s in _SESSIONS.values() if s.alive]
+
+
 def _knock(address: str) -> None:
     """Whether anybody listens at `host:port`: Ray asks for a minute and more. Errors: OSError, ValueError."""
     host, colon, port = address.rpartition(":")

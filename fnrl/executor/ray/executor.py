@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fnrl import tree
 from fnrl.errors import CompositionError
-from fnrl.executor.ray.cluster import Session, connect
+from fnrl.executor.ray.cluster import Session, connect, joined
 from fnrl.executor.ray.orders import ORDERS
 from fnrl.executor.ray.owner import Call, CellOwner, Terms
 from fnrl.executor.ray.resources import Resources, cells, kind_of, refuse_more_than
@@ -143,8 +143,8 @@ class Ray:
             try:
                 *made, told = owner.answer(answer.call)
             except Exception as error:  # the faults that it ends with, of all cells and those below, are told with it
-                below = Counter(vars(error).get("faults", {}))
-                vars(error)["faults"] = dict(sum((o.untold() for o in {owner, *owner.session.owners}), below))
+                met = (Counter(x) for x in (vars(error).get("faults", {}), owner.untold(), self.untold()))
+                vars(error)["faults"] = dict(sum(met, Counter()))
                 raise
             product, info = tree.to_torch(tuple(made), call.device)
             for warning in told:
@@ -187,7 +187,9 @@ class Ray:
     def gather(self, run: Run, node: Any, state: CellState) -> Any:
         """The state of the node in the cell, as pure records."""
         owner: CellOwner = state.token.take()
-        return tree.to_torch(owner.answer(owner.ask("gather")), run.device)
+        pure, below = owner.answer(owner.ask("gathered"))
+        owner.faults.update({name.removeprefix("faults/"): n for name, n in below.items()})
+        return tree.to_torch(pure, run.device)
 
     def restore(self, run: Run, node: Any, pure: Any) -> CellState:
         """A new cell that continues from pure records."""
@@ -196,6 +198,10 @@ class Ray:
     def close(self, run: Run, node: Any, state: CellState) -> None:
         """Ends the cell."""
         state.token.owner.close()
+
+    def untold(self) -> dict[str, float]:
+        """The faults of this process's cells, and of those below them, that no step has told."""
+        return dict(sum((o.untold() for session in joined() for o in list(session.owners)), Counter()))
 
     def _check(self, run: Run, node: Any, session: Session) -> None:
         counts = Counter[str]()
