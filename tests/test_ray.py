@@ -263,12 +263,10 @@ def test_faults_at_two_levels_are_told_together(tmp_path):
     assert read_config(tmp_path / "run")["faults"] == {"faults/died": 1.0}
 
     scheme = fnrl.Scheme(faulty(tmp_path, "end"), topology, executor=on_ray(retries=1))
-    with (
-        pytest.raises(fnrl.ExecutorError, match=r"worker 0\.\d \(collect\) failed 2 times in a row"),
-        fnrl.Learner(scheme, target_steps=10_000, log_dir=tmp_path / "ended") as learner,
-    ):
+    with fnrl.Learner(scheme, target_steps=10_000, log_dir=tmp_path / "ended") as learner:
         kill(cells_of(learner.state)[0].pid)  # a fault of the upper level, before those of the lower one
-        learner.train(progress=False)
+        with pytest.raises(fnrl.ExecutorError, match=r"worker 0\.\d \(collect\) failed 2 times in a row"):
+            learner.train(progress=False)
     assert read_config(tmp_path / "ended")["faults"]["faults/died"] >= 3.0
 
 
