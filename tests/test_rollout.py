@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import fnrl
 from fnrl import random
 from fnrl.spaces import Box, Discrete, EnvSpec
-from fnrl.storages.rollout import GAE, Returns, RolloutState
+from fnrl.storages.rollout import GAE, Returns, RolloutState, RolloutStorage, VTrace, _values
 from fnrl.types import Moments, Normaliser, Params, Plan, Rollout, Transition, Weights
 
 SPEC = EnvSpec("test", Box((3,)), Discrete(2))
@@ -27,8 +27,8 @@ def weights_of(actor: fnrl.OnPolicyActorCritic, normaliser: object = ()) -> Weig
     params = actor.init(random.key(1))
     noise = random.normal(random.key(2), tuple(params.vector.shape))  # heads of gain 0.01 would hide mistakes
     params = Params(params.vector + 0.3 * noise, params.layout)
-    hyper = {"gamma": torch.tensor(GAMMA), "gae_lambda": torch.tensor(LAMBDA)}
-    return Weights(params, (), hyper, normaliser, 0, 0)
+    hyper = {"gamma": GAMMA, "gae_lambda": LAMBDA, "trace_lambda": LAMBDA, "rho_clip": 1.1, "c_clip": 0.8}
+    return Weights(params, (), {n: torch.tensor(x) for n, x in hyper.items()}, normaliser, 0, 0)
 
 
 def rollout_of(actor: fnrl.OnPolicyActorCritic, steps: int, envs: int, seed: int = 0, see=lambda x: x) -> Transition:
@@ -71,6 +71,15 @@ def loop_values(actor, weights, steps: Transition) -> tuple[np.ndarray, np.ndarr
             w, _ = actor.values(weights.params, see(steps.next_obs[t, n])[None, None], left[0], no)
             value[t, n], after[t, n] = float(v), float(w)
     return value, after
+
+
+def loop_logp(actor, weights, steps: Transition) -> np.ndarray:
+    """The log probability of each action one at a time, with the memory acting had."""
+    no, found = torch.zeros(1, 1, dtype=torch.bool), np.zeros(steps.reward.shape)
+    for t, n in np.ndindex(found.shape):
+        one = steps.obs[t, n][None, None], steps.memory[t, n : n + 1], no, steps.action[t, n][None, None]
+        found[t, n] = float(actor.evaluate(weights.params, *one)[0])
+    return found
 
 
 def loop_gae(steps: Transition, value: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -141,6 +150,88 @@ def test_returns_bootstrap_where_time_runs_out():
             target[t, n] = carried
     np.testing.assert_allclose(batch.target.reshape(9, 4).numpy(), target, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(batch.advantage.reshape(9, 4).numpy(), target - value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_vtrace_is_the_paper_one_number_at_a_time(recurrent):
+    actor = actor_of(recurrent)
+    steps, weights = rollout_of(actor, 9, 4), weights_of(actor)
+    batch = VTrace(steps=9).prepare(held(steps), actor, weights)
+    (value, after), logp = loop_values(actor, weights, steps), loop_logp(actor, weights, steps)
+    ratio = np.exp(logp - steps.logp.numpy())
+    assert (ratio > 1.1).any()
+    assert (ratio < 0.8).any()
+    target, advantage = np.zeros_like(value), np.zeros_like(value)
+    for n in range(4):
+        error = 0.0
+        for t in reversed(range(9)):
+            over = bool(steps.terminated[t, n] | steps.truncated[t, n]) or t == 8
+            bootstrap = 0.0 if steps.terminated[t, n] else after[t, n]
+            rho, c = min(1.1, ratio[t, n]), LAMBDA * min(0.8, ratio[t, n])
+            reward = float(steps.reward[t, n])
+            follows = bootstrap if over else LAMBDA * target[t + 1, n] + (1.0 - LAMBDA) * bootstrap
+            error = rho * (reward + GAMMA * bootstrap - value[t, n]) + (0.0 if over else GAMMA * c * error)
+            target[t, n], advantage[t, n] = value[t, n] + error, rho * (reward + GAMMA * follows - value[t, n])
+    np.testing.assert_allclose(batch.target.reshape(9, 4).numpy(), target, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(batch.advantage.reshape(9, 4).numpy(), advantage, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(batch.logp.reshape(9, 4).numpy(), logp, rtol=1e-4, atol=1e-5)  # a loss's ratio is 1
+
+
+def test_values_of_a_large_rollout_are_computed_in_pieces(monkeypatch):
+    """Of about 128 samples: whole steps where there are several, else as many as fit."""
+    actor, weights = actor_of(False), weights_of(actor_of(False))
+    values, sizes = fnrl.OnPolicyActorCritic.values, []
+
+    def seen(self, params, obs, *rest):
+        sizes.append(tuple(obs.shape[:2]))
+        return values(self, params, obs, *rest)
+
+    monkeypatch.setattr(fnrl.OnPolicyActorCritic, "values", seen)
+    for shape, pieces in {
+        (32, 4): [(32, 4)],
+        (33, 4): [(32, 4), (1, 4)],
+        (2, 100): [(1, 100), (1, 100)],
+        (3, 200): [(1, 200)] * 3,
+        (1, 300): [(1, 128), (1, 128), (1, 44)],
+        (1, 128): [(1, 128)],
+    }.items():
+        obs, starts = random.normal(random.key(0), (*shape, 3)), torch.zeros(shape, dtype=torch.bool)
+        sizes.clear()
+        found, memories = _values(actor, weights.params, obs, actor.memory(shape[1]), starts)
+        assert sizes == pieces
+        assert memories.shape == (*shape, 0)
+        torch.testing.assert_close(found, values(actor, weights.params, obs, actor.memory(shape[1]), starts)[0])
+    whole = actor_of(True)
+    obs, starts = random.normal(random.key(0), (40, 8, 3)), torch.zeros(40, 8, dtype=torch.bool)
+    sizes.clear()
+    _values(whole, weights_of(whole).params, obs, whole.memory(8), starts)
+    assert sizes == [(40, 8)]  # a memory runs through
+
+
+@given(valid=st.lists(st.booleans(), min_size=24, max_size=24).filter(any), seed=st.integers(0, 99))
+def test_only_valid_samples_are_used_alike_and_in_the_order_they_would_have_had(valid, seed):
+    plan, actor = Plan(2, 3), actor_of(False)
+    mask = torch.tensor(valid).reshape(4, 6)
+    rows = GAE(steps=4).order(actor, plan, 6, random.key(seed), mask).reshape(2, 24).tolist()
+    without = GAE(steps=4).order(actor, plan, 6, random.key(seed)).reshape(2, 24).tolist()
+    for epoch, every in zip(rows, without, strict=True):
+        good = [i for i in every if valid[i]]
+        assert epoch == [good[i % len(good)] for i in range(24)]
+
+
+def test_batches_leave_out_what_is_not_valid():
+    actor, valid = actor_of(False), torch.ones(5, 2, dtype=torch.bool)
+    valid[3:] = False
+    rollout = Rollout(rollout_of(actor, 5, 2), (), 0, 6, valid)
+    facts = actor, weights_of(actor), Plan(1, 2), 2, random.key(0)
+    _, _, rows = GAE(steps=5).batches(lambda method: method, RolloutState(rollout), *facts)
+    assert set(rows.flatten().tolist()) == set(range(6))
+
+
+def test_a_memory_needs_rollouts_of_one_length():
+    VTrace().check_unequal(actor_of(False))
+    with pytest.raises(fnrl.CompositionError, match="takes whole columns of a rollout; leave quorum out"):
+        VTrace().check_unequal(actor_of(True))
 
 
 @given(
@@ -233,6 +324,11 @@ def test_minibatches_that_do_not_divide_are_refused_with_those_that_would():
 
 def test_defaults():
     assert (GAE().steps, GAE().gae_lambda, Returns().steps) == (128, 0.95, 128)
+    vtrace = VTrace()
+    assert (vtrace.steps, vtrace.rho_clip, vtrace.c_clip, vtrace.trace_lambda) == (128, 1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="out of range"):
+        VTrace(trace_lambda=1.1)
+    assert (RolloutStorage.warmup, RolloutStorage.fixed, RolloutStorage.corrects) == (0, True, False)
     for bad in ({"gae_lambda": 1.1}, {"gae_lambda": -0.1}, {"steps": 0}):
         with pytest.raises(ValueError, match="out of range"):
             GAE(**bad)
