@@ -231,6 +231,7 @@ def test_a_wrong_command_line_is_told_with_what_would_fit(line, told, capsys):
         ("train --env CartPole --algo TD3", "TD3 needs Box actions, CartPole-v1 takes Discrete(n=2, start=0): use DQN"),
         ("train --env Pendulum-v1 --algo DQN", "DQN needs Discrete actions, Pendulum-v1 takes Box"),
         ("train --env CartPole --seed -1", "seed=-1"),
+        ("train --env CartPole --device tpu", "device='tpu' can't be used"),
         ("resume nowhere", "nowhere is not a run directory"),
         ("evaluate nowhere", "nowhere is not a run directory"),
         ("evaluate .", "no good checkpoint"),
@@ -291,6 +292,18 @@ def test_train_resume_evaluate(tmp_path, capsys, monkeypatch):
     assert sorted(p.name for p in one.iterdir()) == before
     assert run(f"train {line} --dir {one}") == 1
     assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_run_of_a_device_that_is_not_here_is_evaluated_and_resumed_on_another(tmp_path, capsys, monkeypatch):
+    where = tmp_path / "run"
+    run(f"train --env CartPole {SMALL} --steps 64 --dir {where} --quiet")
+    found = checkpoint.newest(f"{where}")
+    moved = dataclasses.replace(found, config={**found.config, "device": "elsewhere"})
+    monkeypatch.setattr(checkpoint, "newest", lambda *_: moved)
+    assert run(f"evaluate {where} --episodes 2 --quiet") == 0
+    assert run(f"resume {where} --steps 128") == 1
+    assert "device='elsewhere' can't be used" in capsys.readouterr().err
+    assert run(f"resume {where} --steps 128 --device cpu --quiet") == 0
 
 
 def test_resume_begins_an_episode_anew_only_where_it_is_told_to(tmp_path, capsys):

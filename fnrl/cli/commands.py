@@ -78,7 +78,7 @@ def _train(words: Words) -> int:
     torch.set_num_threads(said.threads)
     with _refusals():
         parts = build(said.env, values)
-        scheme = fnrl.Scheme(parts, architecture.topology(said), architecture.executor(said), said.compile)
+        scheme = fnrl.Scheme(parts, architecture.topology(said), architecture.executor(said), said.compile, said.device)
         every = max(said.steps // 10, 20_000) if said.eval_every is None else said.eval_every
         evaluation = fnrl.Evaluate(every=every, episodes=said.eval_episodes) if every else None
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -97,12 +97,13 @@ def _resume(words: Words) -> int:
     about = "set hyper-parameters from now on, such as lr=1e-4; a schedule of that name no longer moves it"
     parser.add_argument("--set", nargs="+", type=pair, default=[], metavar="NAME=X", help=about)
     anew = "where a simulator can't be brought back exactly, begin its episode anew instead of refusing"
+    parser.add_argument("--device", help="where tensors live from now on, such as cpu or cuda [as before]")
     parser.add_argument("--inexact", action="store_true", help=anew)
     _common(parser)
     said = _read(parser, words)
     torch.set_num_threads(said.threads)
     with _refusals():
-        scheme = _scheme(said.dir)
+        scheme = _scheme(said.dir, said.device)
         if said.inexact and isinstance(scheme.parts.env, fnrl.envs.GymVector):
             env = dataclasses.replace(scheme.parts.env, exact=False)
             scheme = dataclasses.replace(scheme, parts=dataclasses.replace(scheme.parts, env=env))
@@ -142,7 +143,7 @@ def _evaluate(words: Words) -> int:
     _common(parser)
     said = _read(parser, words)
     torch.set_num_threads(said.threads)
-    parts, found = _scheme(said.dir).parts, checkpoint.newest(said.dir)
+    parts, found = _scheme(said.dir, "cpu").parts, checkpoint.newest(said.dir)
     env = dataclasses.replace(parts.env, num_envs=min(said.episodes, 10))  # type: ignore[type-var]
     state, key = found.state.scheme, fnrl.key(said.seed)
     key = key if state.lanes is None else fnrl.random.split(key, state.lanes)
@@ -198,10 +199,14 @@ def _refusals() -> Iterator[None]:
         raise fnrl.CompositionError(str(error)) from error
 
 
-def _scheme(directory: str) -> fnrl.Scheme:
+def _scheme(directory: str, device: str | None = None) -> fnrl.Scheme:
+    """The scheme of a run, for another device if one is given: that of the run may not be here."""
     if not Path(directory).is_dir():
         raise fnrl.CheckpointError(f"{directory} is not a run directory")
-    found = rebuild(checkpoint.newest(directory).config, _HINT)
+    config = checkpoint.newest(directory).config
+    if device is not None and isinstance(config, dict) and "device" in config:
+        config = {**config, "device": device}
+    found = rebuild(config, _HINT)
     if not isinstance(found, fnrl.Scheme):
         raise fnrl.CheckpointError(f"{directory} was not saved by a learner: {_HINT}")
     return found
@@ -238,6 +243,7 @@ def _read_train(words: Words) -> tuple[argparse.Namespace, dict[str, Any]]:
     run.add_argument("--workers", type=int, help="its workers, each with its own environments [none]")
     run.add_argument("--ray", action="store_true", help="workers in Ray cells, one process each")
     run.add_argument("--compile", action="store_true", help="compile a few small graphs on first use")
+    run.add_argument("--device", default="cpu", help="where tensors live, such as cpu or cuda [cpu]")
     run.add_argument(
         "--eval-every", type=int, help="steps between evaluations, 0 for none [a tenth of --steps, at least 20000]"
     )
