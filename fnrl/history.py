@@ -84,7 +84,7 @@ class History:
         self.reports.append(info.report)
         self.lags.append(info.lags)
         self.count(faults_of(info))
-        return tree.to(info, "cpu")
+        return info if all(x.is_cpu for x in info.metrics.values()) else tree.to(info, "cpu")
 
     def count(self, faults: dict[str, float]) -> None:
         """Takes in faults of workers, by kind."""
