@@ -52,7 +52,7 @@ def hypers_at(run: Run, env_steps: int, but: Collection[str] = ()) -> dict[str, 
 
 def at(value: float | Schedule, env_steps: int) -> float:
     """The value of a hyper-parameter after so many environment steps."""
-    return float(value(env_steps)) if isinstance(value, Schedule) else float(value)
+    return float(value) if isinstance(value, (int, float)) else float(value(env_steps))
 
 
 def declared(run: Run, state: AlgoState, pinned: Collection[str], settled: bool) -> AlgoState:

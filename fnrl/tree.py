@@ -145,15 +145,49 @@ def _signer(cls: type) -> Callable[[Any, list[Any]], Any]:
 
     def sign_record(x: Any, out: list[Any]) -> Any:
         held = x.__dict__
-        inside = [sign(held[n], out) for n in data]
-        return (cls, *inside, *[held[n] for n in static]) if static else (cls, *inside)
+        known = held.get("_signed")
+        if known is None:
+            found: list[Any] = []
+            inside = (cls, *_sign_each([held[n] for n in data], found), *[held[n] for n in static])
+            known = held["_signed"] = _Signed(_KINDS.setdefault(inside, object()), found)
+        out += known.leaves
+        return known.kind
 
     return _SIGN.setdefault(cls, sign_record)
+
+
+class _Signed:
+    """What `sign` has found of a record, kept with it, for records do not change. A copy of one has none: the object
+    that stands for its kind is this process's.
+    """
+
+    __slots__ = ("kind", "leaves")
+
+    def __init__(self, kind: object, leaves: list[Any]) -> None:
+        self.kind, self.leaves = kind, leaves
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+
+_KINDS: dict[Any, object] = {}  # one object for all records of the same classes, shapes, dtypes and devices
 
 
 def _sign_tensor(x: Tensor, out: list[Any]) -> Any:
     out.append(x)
     return x.shape, x.dtype, x.device
+
+
+def _sign_each(xs: Iterable[Any], out: list[Any]) -> list[Any]:
+    """`sign` of each, without a call for each tensor."""
+    kinds: list[Any] = []
+    for x in xs:
+        if type(x) is Tensor:
+            out.append(x)
+            kinds.append((x.shape, x.dtype, x.device))
+        else:
+            kinds.append(sign(x, out))
+    return kinds
 
 
 def _sign_other(x: Any, out: list[Any]) -> Any:
@@ -164,9 +198,9 @@ def _sign_other(x: Any, out: list[Any]) -> Any:
 
 _SIGN: dict[type, Callable[[Any, list[Any]], Any]] = {
     Tensor: _sign_tensor,
-    tuple: lambda x, out: (tuple, *[sign(v, out) for v in x]),
-    list: lambda x, out: (list, *[sign(v, out) for v in x]),
-    dict: lambda x, out: (dict, tuple(x), *[sign(v, out) for v in x.values()]),
+    tuple: lambda x, out: (tuple, *_sign_each(x, out)),
+    list: lambda x, out: (list, *_sign_each(x, out)),
+    dict: lambda x, out: (dict, tuple(x), *_sign_each(x.values(), out)),
 }
 
 

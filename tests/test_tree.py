@@ -1,5 +1,6 @@
 """Records, trees, tokens, flat parameters and moments: what everything else stands on."""
 
+import copy
 import dataclasses
 import os
 import pickle
@@ -27,6 +28,12 @@ class Pair:
     b: object
     name: str = fnrl.static(default="pair")
     count: int = fnrl.host(default=0)
+
+
+@fnrl.record
+class Other:
+    a: torch.Tensor
+    b: object
 
 
 def pair(seed: int = 0, **changes) -> Pair:
@@ -224,3 +231,27 @@ def test_infos_merge_to_means_whoever_makes_them_and_differing_metrics_are_refus
     for first, then in ((told(1.0), told(1.0, kl=0.1)), (told(1.0, kl=0.1), told(1.0))):
         with pytest.raises(ValueError, match="infos differ in metrics"):
             merge_infos([first, then])
+
+
+def test_what_a_record_was_signed_as_stays_with_it_alone():
+    """A graph is chosen by it: records alike have one, a changed or copied one is looked at anew."""
+    first, leaves = Pair(torch.zeros(2), torch.ones(3)), []
+    kind = tree.sign(first, leaves)
+    assert [x is y for x, y in zip(leaves, (first.a, first.b), strict=True)] == [True, True]
+    again: list = []
+    assert tree.sign(first, again) == kind
+    assert [id(x) for x in again] == [id(x) for x in leaves]
+    assert tree.sign(Pair(torch.ones(2), torch.ones(3), count=7), []) == kind
+    for other in (
+        replace(first, a=torch.zeros(4)),
+        replace(first, a=torch.zeros(2, dtype=torch.float64)),
+        replace(first, b=()),
+        replace(first, name="another"),
+        Other(first.a, first.b),
+    ):
+        assert tree.sign(other, []) != kind
+    for other in (pickle.loads(pickle.dumps(first)), copy.deepcopy(first), tree.map(lambda x: x + 1.0, first)):
+        mine: list = []
+        assert tree.sign(other, mine) == kind
+        assert mine[0] is other.a
+    assert tree.sign([first, {"x": first}], []) == tree.sign([first, {"x": first}], []) != tree.sign([first, first], [])

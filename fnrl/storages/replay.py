@@ -1,6 +1,7 @@
 """Off-policy storage: one ring, and how samples are drawn from it."""
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -180,7 +181,7 @@ class Replay:
             index, weight = lift(self.draw)(ring.rows, weights.hyper, now, *where)
             given = self.hindsight.relabel(lift, env, ring, key, index, self.n_step)
             batch = lift(self.sample)(ring.rows, weights, index, weight, *where, given)
-        rows = torch.arange(updates * plan.batch, device=index.device).reshape(updates, plan.batch)
+        rows = _rows(updates, plan.batch, index.device)
         rows = rows.expand(now.shape) if now.dim() > 2 else rows
         state = ReplayState(state.token, state.collected, state.updates + updates, words, used + updates)
         return state, Samples(batch, index), rows
@@ -343,6 +344,12 @@ class Replay:
         each = obs + spec.action.nbytes + 4 + 1 + 1 + 4 + (0 if self.prioritised is None else 4)
         each += 0 if self.hindsight is None else 8
         return rows_of(self._rows(envs), self.frames) * envs * each
+
+
+@functools.lru_cache(maxsize=16)
+def _rows(updates: int, batch: int, device: torch.device) -> Tensor:
+    """The rows of each update's batch `[K, B]`, one after another: made once, since a plan may be of one update."""
+    return torch.arange(updates * batch, device=device).reshape(updates, batch)
 
 
 def _words(key: Tensor, updates: int, batch: int) -> Tensor:
