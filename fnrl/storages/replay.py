@@ -181,7 +181,7 @@ class Replay:
             index, weight = lift(self.draw)(ring.rows, weights.hyper, now, *where)
             given = self.hindsight.relabel(lift, env, ring, key, index, self.n_step)
             batch = lift(self.sample)(ring.rows, weights, index, weight, *where, given)
-        rows = _rows(updates, plan.batch, index.device)
+        rows = _in_turn(updates, plan.batch, index.device)
         rows = rows.expand(now.shape) if now.dim() > 2 else rows
         state = ReplayState(state.token, state.collected, state.updates + updates, words, used + updates)
         return state, Samples(batch, index), rows
@@ -347,7 +347,7 @@ class Replay:
 
 
 @functools.lru_cache(maxsize=16)
-def _rows(updates: int, batch: int, device: torch.device) -> Tensor:
+def _in_turn(updates: int, batch: int, device: torch.device) -> Tensor:
     """The rows of each update's batch `[K, B]`, one after another: made once, since a plan may be of one update."""
     return torch.arange(updates * batch, device=device).reshape(updates, batch)
 
