@@ -130,8 +130,8 @@ def _leaves(x: Any, out: list[Any]) -> None:
 
 
 def sign(x: Any, out: list[Any]) -> Any:
-    """What a graph is made for (shapes, dtypes, devices and structure, but for host fields): something to look it up by,
-    at less than half the cost of a `Structure`. The leaves are appended to `out`.
+    """What a graph is made for (shapes, dtypes, devices and structure, but for host fields): something to look it up
+    by, at less than half the cost of a `Structure`. The leaves are appended to `out`.
     """
     cls = type(x)
     return (_SIGN.get(cls) or _signer(cls))(x, out)
