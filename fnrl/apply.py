@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fnrl import tree
 from fnrl.algos.base import AlgoState
+from fnrl.autodiff import under_transform
 from fnrl.component import PerLane, Schedule
 from fnrl.errors import DeadLaneWarning, NonFiniteError
 from fnrl.lift import Run
@@ -23,7 +24,7 @@ from fnrl.types import Moments, Normaliser, Params, Tree, Update, Weights
 def first_algo(run: Run, key: Tensor) -> AlgoState:
     """Fresh parameters, optimiser, hyper-parameters and normaliser; version 0."""
     algo = run.over_lanes(lambda k: _first(run.parts, k), key)
-    weights = replace(algo.weights, hyper=hypers_at(run, 0))
+    weights = replace(algo.weights, hyper=hypers_at(run, 0, run.parts.hypers()))
     dead: Tree = () if run.lanes is None else torch.zeros(run.lanes, dtype=torch.bool, device=run.device)
     return replace(algo, weights=weights, dead=dead)
 
@@ -38,16 +39,17 @@ def _first(parts: Parts, key: Tensor) -> AlgoState:
     return AlgoState.fresh(Weights(params, target, {}, normaliser, 0, 0), opt)
 
 
-def hypers_at(run: Run, env_steps: int, but: Collection[str] = ()) -> dict[str, Tensor]:
+def hypers_at(run: Run, env_steps: int, names: Iterable[str]) -> dict[str, Tensor]:
     """Hyper-parameters as the parts declare them after so many environment steps: 0-d, or `[S]` with lanes."""
 
-    def each(value: float | Schedule) -> float | list[float]:
+    def tensor(value: float | Schedule) -> Tensor:
         if run.lanes is None:
-            return at(value, env_steps)
-        return [at(value.values[i] if isinstance(value, PerLane) else value, env_steps) for i in run.numbers]
+            return torch.full((), at(value, env_steps), device=run.device)
+        each = [at(value.values[i] if isinstance(value, PerLane) else value, env_steps) for i in run.numbers]
+        return torch.tensor(each, device=run.device)
 
-    found = {n: x for n, x in run.parts.hypers().items() if n not in but}
-    return {n: torch.tensor(each(x), device=run.device) for n, x in found.items()}
+    declared = run.parts.hypers()
+    return {n: tensor(declared[n]) for n in names}
 
 
 def at(value: float | Schedule, env_steps: int) -> float:
@@ -61,8 +63,9 @@ def declared(run: Run, state: AlgoState, pinned: Collection[str], settled: bool)
     A schedule is fixed for the length of a plan: inside one (not `settled`) it keeps its value until the plan's end.
     """
     weights: Weights = state.weights
-    stay = {n for n, x in run.parts.hypers().items() if n in pinned or (not settled and isinstance(x, Schedule))}
-    hyper = {**weights.hyper, **hypers_at(run, weights.env_steps, stay)}
+    stay = {*pinned, *(() if settled else (n for n, x in run.parts.hypers().items() if isinstance(x, Schedule)))}
+    moved = hypers_at(run, weights.env_steps, (n for n in run.parts.hypers() if n not in stay))
+    hyper = {**weights.hyper, **moved}
     return replace(state, weights=replace(weights, hyper=hyper))
 
 
@@ -81,21 +84,27 @@ def apply_update(
     old: Weights = state.weights
     if update.first and "target_kl" in old.hyper:
         state = replace(state, stopped=torch.zeros_like(state.stopped))
-    after, metrics, finite = run.graph(_apply)(run.parts.algo, state, update.grads, update.info)
+    algo, number = run.parts.algo, old.version + 1
+    rare = algo.target_every > 1  # then no graph reads and writes a target that mostly stays as it is
+    after, metrics, finite = run.graph(_apply)(algo, state, update.grads, update.info, not rare)
+    if rare and number % algo.target_every == 0:
+        now = after.weights
+        target = run.lift(algo.move_target)(now.target, now.params, now.hyper, state.updates)
+        after = replace(after, weights=replace(now, target=target))
     dead = _dead(run, metrics, update, state, after.weights.params, finite)
     losing = isinstance(dead, Tensor) and bool(dead.any())
     after = replace(after, dead=dead)
     if losing:
         after = tree.where(dead, replace(state, dead=dead), after)
     env_steps = old.env_steps + update.env_steps
-    changes: dict[str, Any] = {"version": old.version + 1, "env_steps": env_steps}
+    changes: dict[str, Any] = {"version": number, "env_steps": env_steps}
     if update.last:
         if not isinstance(update.moments, tuple):
             merged = merge_moments(run, old.normaliser.moments, update.moments)
             kept = tree.where(dead, old.normaliser.moments, merged) if losing else merged
             changes["normaliser"] = replace(old.normaliser, moments=kept)
-        stay = {n for n, x in run.parts.hypers().items() if n in pinned or isinstance(x, int | float)}
-        changes["hyper"] = {**old.hyper, **hypers_at(run, env_steps, stay)}
+        moving = [n for n in run.parts.moving if n not in pinned]
+        changes["hyper"] = {**old.hyper, **hypers_at(run, env_steps, moving)}
     after = replace(after, weights=replace(after.weights, **changes))
     if isinstance(dead, Tensor):
         metrics = {n: torch.where(dead, math.nan, x) for n, x in metrics.items()} if losing else metrics
@@ -103,11 +112,19 @@ def apply_update(
     return after, metrics
 
 
-def _apply(algo: Any, state: AlgoState, grads: Tensor, info: dict[str, Tensor]) -> tuple[AlgoState, Any, Tensor]:
-    """`algo.apply`, and whether all is finite: in one graph, for the parameters are read once as they are written."""
-    after, metrics = algo.apply(state, grads, info)
+def _apply(
+    algo: Any, state: AlgoState, grads: Tensor, info: dict[str, Tensor], move: bool
+) -> tuple[AlgoState, Any, Tensor]:
+    """`algo.apply`, and whether all is finite: in one graph, for the parameters are read once as they are
+    written. With `move=False` the target stays as it is.
+    """
+    given = state if move else replace(state, weights=replace(state.weights, target=()))
+    after, metrics = algo.apply(given, grads, info)
+    if not move:
+        after = replace(after, weights=replace(after.weights, target=state.weights.target))
     vector = after.weights.params.vector
-    largest = torch.maximum(vector.amax(-1), -vector.amin(-1))  # a NaN is both: a fraction of the cost of asking each
+    low, high = (vector.amin(-1), vector.amax(-1)) if under_transform() else torch.aminmax(vector)
+    largest = torch.maximum(high, -low)  # a NaN is both: a fraction of the cost of asking each
     return after, metrics, torch.isfinite(metrics["loss"] + metrics["grad_norm"] + largest)
 
 

@@ -1,5 +1,6 @@
 """Collection: a rollout of T steps from N environments, with the present weights."""
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -96,18 +97,19 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
     """
     parts = run.parts
     drawn, ahead = _drawn(run, state)
-    env_state, memory, rollout = _rolled(run, state, weights, *drawn)
-    sound, bad = state.sound, _non_finite(run, state, rollout)
-    if isinstance(bad, Tensor):
-        sound = sound & ~bad
-        rollout = tree.where(bad, tree.map(torch.zeros_like, rollout), rollout)
-        memory = tree.where(bad, state.memory, memory)
-        env_state = tree.where(bad, state.env, env_state) if parts.env.pure else env_state
-    steps, length = parts.storage.steps, rollout.reward.shape[run.axis]
+    env_state, memory, rollout = _rolled(run, state, weights, drawn)
+    steps, length, sound = parts.storage.steps, rollout.reward.shape[run.axis], state.sound
+    facts = parts.scale_reward, parts.normalise_obs
     account = run.graph(_account) if length == steps else run.lift(_account)
-    reward, moments, episodes, tally = account(
-        parts.scale_reward, parts.normalise_obs, rollout, state.tally, weights.hyper
-    )
+    reward, moments, episodes, tally, finite = account(*facts, rollout, state.tally, weights.hyper)
+    if not bool(finite if run.lanes is None else finite.all()):
+        bad = _non_finite(run, state, rollout)
+        if isinstance(bad, Tensor):
+            sound = sound & ~bad
+            rollout = tree.where(bad, tree.map(torch.zeros_like, rollout), rollout)
+            memory = tree.where(bad, state.memory, memory)
+            env_state = tree.where(bad, state.env, env_state) if parts.env.pure else env_state
+            reward, moments, episodes, tally, _ = account(*facts, rollout, state.tally, weights.hyper)
     made = Rollout(replace(rollout, reward=reward), moments, weights.version, length * parts.env.num_envs)
     state = CollectState(env_state, memory, tally, state.key, sound, ahead, state.rollouts + 1)
     return state, made if length == steps else _filled(run, made, steps), episodes
@@ -136,17 +138,36 @@ def _filled(run: Run, rollout: Rollout, steps: int) -> Rollout:
     return replace(rollout, steps=tree.map(fill, cut(run, rollout).steps), valid=valid)
 
 
-def _drawn(run: Run, state: CollectState) -> tuple[Tree, Tree]:
-    """The noise of a rollout, and what is kept for those after it: a draw for many costs little more than for one."""
+def _drawn(run: Run, state: CollectState) -> tuple[Any, Tree]:
+    """What a rollout draws, as `_rolled` takes it, and what is kept for those after it: a draw for many costs little
+    more than for one.
+    """
     parts, steps = run.parts, run.parts.storage.steps
     many = max(1, _AHEAD // (steps * parts.env.num_envs))
     if many == 1:
-        return run.graph(_draw)(parts.env, parts.actor, steps, state.key, run.number(state.rollouts)), ()
+        noise = run.graph(_draw)(parts.env, parts.actor, steps, state.key, run.number(state.rollouts))
+        return (noise if _at_once(run) else _steps_of(noise, run.axis)), ()
     ahead, place = state.ahead, state.rollouts % many
     if place == 0 or ahead == ():
         first = run.number(state.rollouts - place)
-        ahead = run.graph(_draw_many)(parts.env, parts.actor, steps, many, state.key, first)
-    return tree.map(lambda x: x.select(run.axis, place), ahead), ahead
+        noise = run.graph(_draw_many)(parts.env, parts.actor, steps, many, state.key, first)
+        if _at_once(run):
+            ahead = _steps_of(noise, run.axis)
+        else:
+            each = _steps_of(tree.map(lambda x: x.flatten(run.axis, run.axis + 1), noise), run.axis)
+            ahead = tuple([each[i : i + steps] for i in range(0, len(each), steps)])
+    return ahead[place], ahead
+
+
+def _at_once(run: Run) -> bool:
+    """Whether a rollout is made by graphs of several steps, and takes its noise whole; else step by step."""
+    return run.compile and run.parts.env.pure and run.least is None
+
+
+def _steps_of(noise: Tree, axis: int) -> tuple[Tree, ...]:
+    """The noise of each step of a rollout, or of each rollout of many."""
+    flat, structure = tree.flatten(noise)
+    return tuple(map(tree.builder(structure), zip(*(x.unbind(axis) for x in flat), strict=True)))
 
 
 def _draw(env: Any, actor: Any, steps: int, key: Tensor, number: Tensor) -> tuple[Tree, Tree]:
@@ -161,21 +182,17 @@ def _draw_many(env: Any, actor: Any, steps: int, many: int, key: Tensor, first: 
     return torch.func.vmap(lambda number: _draw(env, actor, steps, key, number))(numbers)
 
 
-def _rolled(
-    run: Run, state: CollectState, weights: Weights, noise: Tree, env_noise: Tree
-) -> tuple[Any, Tensor, Transition]:
+def _rolled(run: Run, state: CollectState, weights: Weights, drawn: Any) -> tuple[Any, Tensor, Transition]:
     """The environments and the memory after a rollout, and its transitions: all, unless it was stopped early."""
     parts, axis, steps = run.parts, run.axis, run.parts.storage.steps
     env_state, memory, made = state.env, state.memory, []
-    if run.compile and parts.env.pure and run.least is None:
+    if _at_once(run):
         k = max(n for n in range(1, _UNROLLED + 1) if steps % n == 0)
         facts = parts.env, k, *_acting(run, weights)
-        return run.together(_all_steps)(axis, steps, *facts, env_state, memory, noise, env_noise)
-    each = _per_step(noise, axis)
-    env_each = _per_step(env_noise, axis) if parts.env.pure else ((),) * steps
+        return run.together(_all_steps)(axis, steps, *facts, env_state, memory, *drawn)
     least = steps if run.least is None else max(1, math.ceil(run.least * steps))
-    for t in range(steps):
-        env_state, memory, transition = advance(run, env_state, memory, weights, each[t], env_each[t])
+    for t, (noise, env_noise) in enumerate(drawn):
+        env_state, memory, transition = advance(run, env_state, memory, weights, noise, env_noise)
         made.append(transition)
         if least <= t + 1 < steps and run.executor.stopped(run, state.rollouts, t + 1):
             break
@@ -191,11 +208,6 @@ def _all_steps(graph: Callable[..., Any], axis: int, steps: int, env: Any, at_on
         state, memory, transitions = graph(_act_and_steps)(env, at_once, *acting, state, memory, *part)
         made.append(transitions)
     return state, memory, tree.concatenate(made, axis)
-
-
-def _per_step(noise: Tree, axis: int) -> list[Tree]:
-    flat, structure = tree.flatten(noise)
-    return [tree.unflatten(structure, xs) for xs in zip(*(x.unbind(axis) for x in flat), strict=True)]
 
 
 def act(
@@ -274,11 +286,13 @@ def _transition(obs: Tensor, action: Tensor, logp: Tensor, step: Step, memory: T
 
 def _account(
     scale: ScaleReward | None, normalise: NormaliseObs | None, steps: Transition, tally: Tally, hyper: dict[str, Tensor]
-) -> tuple[Tensor, Tree, Episodes, Tally]:
-    """Rewards to learn from, moments of observations, episodes that ended, and the tally to carry on."""
+) -> tuple[Tensor, Tree, Episodes, Tally, Tensor]:
+    """Rewards to learn from, moments of observations, episodes that ended, the tally to carry on, and whether all is
+    finite: a sum is, if all is (one that isn't is looked into).
+    """
     done = steps.terminated | steps.truncated
-    returns_, returns_left = _running(steps.reward, done, tally.returns, 1.0)
-    lengths, lengths_left = _running(torch.ones_like(steps.reward), done, tally.lengths.float(), 1.0)
+    returns_, returns_left = _running(steps.reward, done, tally.returns)
+    lengths, lengths_left = _running(torch.ones_like(steps.reward), done, tally.lengths.float())
     episodes = Episodes(done, torch.where(done, returns_, 0.0), torch.where(done, lengths, 0.0).long())
     reward, scaled = steps.reward, tally.scale
     if scale is not None:
@@ -287,18 +301,25 @@ def _account(
         factor = torch.rsqrt(moments.m2 / moments.count + 1e-8).float()
         reward, scaled = (reward * factor).clamp(-scale.clip, scale.clip), ReturnScale(moments, left)
     seen = () if normalise is None else Moments.of(steps.obs, 2)
-    return reward, seen, episodes, Tally(returns_left, lengths_left.long(), scaled)
+    finite = torch.isfinite(functools.reduce(torch.add, [x.sum() for x in _told(steps).values()]))
+    return reward, seen, episodes, Tally(returns_left, lengths_left.long(), scaled), finite
 
 
-def _running(reward: Tensor, done: Tensor, carried: Tensor, gamma: Any) -> tuple[Tensor, Tensor]:
+def _told(steps: Transition) -> dict[str, Tensor]:
+    """What of a rollout has to be finite."""
+    return {n: x for n in ("next_obs", "reward", "logp") if (x := getattr(steps, n)).is_floating_point()}
+
+
+def _running(reward: Tensor, done: Tensor, carried: Tensor, gamma: Any = 1.0) -> tuple[Tensor, Tensor]:
     """`G_t = r_t + gamma (1 - done_{t-1}) G_{t-1}` `[T, N]` with `G_{-1}` carried in, and `G` to carry on (0 after
     an end).
     """
+    before = carried if isinstance(gamma, float) and gamma == 1.0 else gamma * carried
     if len(reward) == 1:
-        running = reward + gamma * carried
+        running = reward + before
     else:
         keep = gamma * (1.0 - done.float())
-        first = torch.cat([(reward[0] + gamma * carried)[None], reward[1:]])
+        first = torch.cat([(reward[0] + before)[None], reward[1:]])
         running = returns.forward_scan(first, torch.cat([torch.zeros_like(keep[:1]), keep[:-1]]))
     return running, torch.where(done[-1], 0.0, running[-1])
 
@@ -306,11 +327,8 @@ def _running(reward: Tensor, done: Tensor, carried: Tensor, gamma: Any) -> tuple
 def _non_finite(run: Run, state: CollectState, rollout: Transition) -> Tree:
     """The lanes `[S]` whose rollout is not finite, told where they are new; `()` if there are none."""
     bad: dict[int | None, str] = {}
-    told = {n: x for n in ("next_obs", "reward", "logp") if (x := getattr(rollout, n)).is_floating_point()}
-    if math.isfinite(sum(x.sum() for x in told.values())):  # a sum is, if all is; one that isn't is looked into
-        return ()
     key = run.lift(random.fold_in)(state.key, state.rollouts)
-    for name, x in told.items():
+    for name, x in _told(rollout).items():
         for lane in (None,) if run.lanes is None else range(run.lanes):
             wrong = torch.nonzero(~torch.isfinite(x if lane is None else x[lane]))
             if not len(wrong) or lane in bad:

@@ -143,8 +143,16 @@ class SGD:
 
 def clip_by_global_norm(grads: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
     """`g min(1, limit / ||g||)` and `||g||` before clipping (arXiv 1211.5063); a gradient `[P]`, a 0-d limit."""
-    norm = grads.square().sum().sqrt()
-    return grads * _apart((limit / (norm + 1e-6)).clamp(max=1.0)), norm
+    norm = global_norm(grads)
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+    if not under_transform() and grads.is_cpu and float(scale) == 1.0:
+        return grads, norm  # the same bits, and a pass over all of them less
+    return grads * _apart(scale), norm
+
+
+def global_norm(grads: Tensor) -> Tensor:
+    """`||g||` of a gradient `[P]`; outside a transform in one pass."""
+    return grads.square().sum().sqrt() if under_transform() else torch.linalg.vector_norm(grads)
 
 
 def clip_by_group_norm(grads: Tensor, layout: Layout, limit: Tensor) -> tuple[Tensor, Tensor]:

@@ -81,6 +81,11 @@ class Parts:
     def _hypers(self) -> dict[str, float | Schedule]:  # asked for at every update
         return hypers(self.algo, self.storage, self.actor)
 
+    @functools.cached_property
+    def moving(self) -> tuple[str, ...]:
+        """The names of those that are not the same number throughout."""
+        return tuple(n for n, x in self._hypers.items() if not isinstance(x, int | float))
+
     def check_hyper(self, name: str, value: Any) -> None:
         """Refuses an unknown hyper-parameter or a value out of range."""
         check_hyper(name, value, self.algo, self.storage, self.actor)

@@ -79,7 +79,7 @@ def everything(storage, state):
     rows = ring.rows if ring.axis else tree.map(lambda x: x[None], ring.rows)
     ones = torch.ones(len(places))
     return [
-        storage.sample(tree.index(rows, i), WEIGHTS, places, ones, ring.start, ring.size)
+        storage.sample(tree.index(rows, i), WEIGHTS, places, ones, torch.tensor((ring.start, ring.size)))
         for i in range(len(rows.reward))
     ]
 

@@ -348,7 +348,7 @@ def test_noise_that_is_drawn_ahead_for_short_rollouts_is_what_each_draws_alone(l
     while own.rollouts < 70:
         own = state.node.child.child
         alone = run.lift(_draw)(parts.env, parts.actor, 1, own.key, run.number(own.rollouts))
-        assert tree.same_bits(_drawn(run, own)[0], alone)
+        assert tree.same_bits(tree.stack(_drawn(run, own)[0], run.axis), alone)
         state, _ = scheme.step(state)
     assert own.ahead != ()
     assert scheme.gather(state).node.child.child.ahead == ()

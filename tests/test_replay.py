@@ -70,7 +70,7 @@ def everything(storage, state, **hyper):
     whole, n = ring.rows.reward.shape
     place = [(ring.start + r) % whole * n + i for r in range(ring.size) for i in range(n)]
     index = torch.tensor(place)
-    return storage.sample(ring.rows, weights(**hyper), index, torch.ones(len(place)), ring.start, ring.size)
+    return storage.sample(ring.rows, weights(**hyper), index, torch.ones(len(place)), torch.tensor((ring.start, ring.size)))
 
 
 def expected(happened, n_step):
@@ -412,8 +412,8 @@ class Lenient(Replay):
 class Lopsided(Replay):
     """Draws the older half."""
 
-    def draw(self, ring, hyper, words, start, size):
-        return super().draw(ring, hyper, words // 2, start, size)
+    def draw(self, ring, hyper, words, where):
+        return super().draw(ring, hyper, words // 2, where)
 
 
 class Deaf(Replay):
@@ -426,8 +426,8 @@ class Deaf(Replay):
 class Unweighted(Replay):
     """Corrects nothing."""
 
-    def draw(self, ring, hyper, words, start, size):
-        index, weight = super().draw(ring, hyper, words, start, size)
+    def draw(self, ring, hyper, words, where):
+        index, weight = super().draw(ring, hyper, words, where)
         return index, torch.ones_like(weight)
 
 

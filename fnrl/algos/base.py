@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from fnrl import tree
-from fnrl.autodiff import value_and_grad
+from fnrl.autodiff import under_transform, value_and_grad
 from fnrl.errors import CompositionError
-from fnrl.optim import Optimiser, clip_by_global_norm
+from fnrl.optim import Optimiser, clip_by_global_norm, global_norm
 from fnrl.record import record, replace
 from fnrl.spaces import Box, Discrete, EnvSpec, Space
 from fnrl.types import Aux, Layout, Params, Plan, Sampling, Tree, Weights
@@ -41,6 +41,7 @@ class Algorithm:
     family: ClassVar[str]
     actions: ClassVar[tuple[type[Space], ...]] = (Box, Discrete)
     instead: ClassVar[str] = ""  # what takes the others
+    target_every: int = 1  # updates between two moves of the target
     optimiser: Optimiser
 
     @property
@@ -81,8 +82,18 @@ class Algorithm:
         return ()
 
     def move_target(self, target: Tree, params: Params, hyper: dict[str, Tensor], updates: Tensor) -> Tree:
-        """The target after the update of this number (from 0)."""
+        """The target after the update of this number (from 0), which is one of those that move it."""
         return target
+
+    def _moved(self, target: Tree, params: Params, hyper: dict[str, Tensor], updates: Tensor) -> Tree:
+        if isinstance(target, tuple) and not target:
+            return target
+        if self.target_every == 1:
+            return self.move_target(target, params, hyper, updates)
+        due = (updates + 1) % self.target_every == 0
+        if not under_transform() and not bool(due):
+            return target
+        return tree.where(due, self.move_target(target, params, hyper, updates), target)
 
     def grad(self, actor: Any, weights: Weights, batch: Any, noise: Tree = ()) -> tuple[Tensor, Aux]:
         """The gradient `[P]` of the loss at the weights, and what the loss says; `info` gains `loss`."""
@@ -105,7 +116,7 @@ class Algorithm:
         if "max_grad_norm" in hyper:
             grads, norm = clip_by_global_norm(grads, hyper["max_grad_norm"])
         else:
-            norm = grads.square().sum().sqrt()
+            norm = global_norm(grads)
         if "target_kl" in hyper:
             stopped = stopped | (info["approx_kl"] > 1.5 * hyper["target_kl"])
         mask = self.mask(state.updates, layout)
@@ -113,7 +124,7 @@ class Algorithm:
             mask = ~stopped if isinstance(mask, tuple) else mask & ~stopped
         rates = self.rates(hyper, layout)
         params, opt = self.optimiser.update(grads, state.opt, state.weights.params, rates, mask)
-        target = self.move_target(state.weights.target, params, hyper, state.updates)
+        target = self._moved(state.weights.target, params, hyper, state.updates)
         if "target_kl" in hyper:
             target = tree.where(stopped, state.weights.target, target)
         weights = replace(state.weights, params=params, target=target)

@@ -2,13 +2,11 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from fnrl import losses
 from fnrl.actors.off_policy import OffPolicyActorCritic
 from fnrl.algos.base import Algorithm
-from fnrl.autodiff import under_transform
 from fnrl.component import Schedule, component, hyper, option, setting
 from fnrl.errors import CompositionError
 from fnrl.optim import Adam, Optimiser, polyak
@@ -61,14 +59,8 @@ class DQN(Algorithm):
         return params, params, self.optimiser.init(params)
 
     def move_target(self, target: Params, params: Params, hyper: dict[str, Tensor], updates: Tensor) -> Params:
-        """At every `target_every`-th update."""
-        tau = hyper["tau"]
-        if self.target_every > 1:
-            due = (updates + 1) % self.target_every == 0
-            if not under_transform() and not bool(due):
-                return target
-            tau = torch.where(due, tau, 0.0)
-        return Params(polyak(target.vector, params.vector, tau), params.layout)
+        """It follows by `tau`."""
+        return Params(polyak(target.vector, params.vector, hyper["tau"]), params.layout)
 
     def loss(
         self, actor: OffPolicyActorCritic, params: Params, weights: Weights, batch: OffPolicyBatch, noise: Tree

@@ -80,8 +80,6 @@ class Replay:
     """
 
     family: ClassVar[str] = "off-policy"
-    fixed: ClassVar[bool] = False
-
     capacity: int = setting(default=1_000_000, help="transitions kept, over all environments")
     steps: int = setting(default=1, help="steps of each environment in a rollout")
     warmup: int = setting(default=1000, low=0, help="transitions of random actions before the first update")
@@ -89,6 +87,11 @@ class Replay:
     prioritised: Prioritised | None = option(default=None, help="draw by error; None for uniformly")
     frames: Frames | None = option(default=None, help="keep one frame of each stack; None keeps observations whole")
     hindsight: Hindsight | None = option(default=None, help="learn from goals that were reached, too")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether all that `batches` lifts is a program of fixed shapes, which rounding can't lead elsewhere."""
+        return self.prioritised is None and self.hindsight is None
 
     def check(self, plan: Any, actor: OffPolicyActorCritic, envs: int, env: Any = None) -> None:
         """Refuses sizes that don't fit each other, or the machine's memory (CompositionError)."""
@@ -170,37 +173,39 @@ class Replay:
         assert isinstance(state.token, Token)
         ring: Ring = state.token.take()
         updates = self._earned(state, plan, envs)
-        where = ring.start, ring.size
         words, used = state.words, state.used
         if isinstance(words, tuple) or words.shape[-1] != plan.batch or words.shape[-2] < used + updates:
-            words, used = lift(_words)(key, max(updates, _AHEAD), plan.batch), 0
+            draw = _words if key.dim() == 1 else torch.func.vmap(_words, in_dims=(0, None, None))
+            words, used = draw(key, max(updates, _AHEAD), plan.batch), 0
         now = words.narrow(-2, used, updates)
+        where = ring.where.to(now.device)
+        where = where.expand(*now.shape[:-2], 2) if now.dim() > 2 else where
         if self.hindsight is None:
-            index, batch = lift(self.drawn)(ring.rows, weights, now, *where)
+            index, batch = lift(self.drawn)(ring.rows, weights, now, where)
         else:
-            index, weight = lift(self.draw)(ring.rows, weights.hyper, now, *where)
+            index, weight = lift(self.draw)(ring.rows, weights.hyper, now, where)
             given = self.hindsight.relabel(lift, env, ring, key, index, self.n_step)
-            batch = lift(self.sample)(ring.rows, weights, index, weight, *where, given)
+            batch = lift(self.sample)(ring.rows, weights, index, weight, where, given)
         rows = _in_turn(updates, plan.batch, index.device)
         rows = rows.expand(now.shape) if now.dim() > 2 else rows
         state = ReplayState(state.token, state.collected, state.updates + updates, words, used + updates)
         return state, Samples(batch, index), rows
 
-    def drawn(
-        self, ring: Rows, weights: Weights, words: Tensor, start: int, size: int
-    ) -> tuple[Tensor, OffPolicyBatch]:
-        """`draw` and `sample`: lanes are entered once for both."""
-        index, weight = self.draw(ring, weights.hyper, words, start, size)
-        return index, self.sample(ring, weights, index, weight, start, size)
+    def drawn(self, ring: Rows, weights: Weights, words: Tensor, where: Tensor) -> tuple[Tensor, OffPolicyBatch]:
+        """`draw` and `sample`: lanes, or a graph, are entered once for both."""
+        index, weight = self.draw(ring, weights.hyper, words, where)
+        return index, self.sample(ring, weights, index, weight, where)
 
-    def draw(self, ring: Rows, hyper: dict[str, Tensor], words: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
-        """Places in the ring `[K * B]` (row x N + environment) by random words `[K, B]`, and the weight of each."""
+    def draw(self, ring: Rows, hyper: dict[str, Tensor], words: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+        """Places in the ring `[K * B]` (row x N + environment) by random words `[K, B]`, and the weight of each;
+        `where` `[2]` are the oldest row and the number of rows that can be drawn.
+        """
         whole, n = ring.reward.shape
         if self.prioritised is None:
-            place = places(words, size * n, start * n, whole * n)
+            place = places(words, where, n, whole)
             return place, torch.ones_like(place, dtype=torch.float32)
         place, chance = by_priority(ring.priority, ring.sums, (words >> 9) * 2.0**-23)
-        weight = _power(size * n * chance, -hyper["priority_beta"])
+        weight = _power(where[1] * n * chance, -hyper["priority_beta"])
         return place.flatten(), (weight / weight.amax(-1, keepdim=True)).flatten()
 
     def sample(
@@ -209,8 +214,7 @@ class Replay:
         weights: Weights,
         index: Tensor,
         weight: Tensor,
-        start: int,
-        size: int,
+        where: Tensor,
         given: Relabelled | tuple[()] = (),
     ) -> OffPolicyBatch:
         """The transitions at some places `[B]`, with other goals where they are `given`; observations normalised."""
@@ -221,7 +225,7 @@ class Replay:
             if isinstance(given, Relabelled):
                 reward, terminated = given.earned(0, reward, terminated)
         else:
-            last, reward, terminated, discount = self._returns(ring, gamma, index, start, size, given)
+            last, reward, terminated, discount = self._returns(ring, gamma, index, where, given)
             obs, action, _, _, next_obs = self._transitions(ring, index, last)
         discount = discount.masked_fill(terminated, 0.0)
         if isinstance(given, Relabelled):
@@ -230,10 +234,10 @@ class Replay:
         return OffPolicyBatch(normalise(obs), action, reward, normalise(next_obs), discount, weight)
 
     def _returns(
-        self, ring: Rows, gamma: Tensor, index: Tensor, start: int, size: int, given: Relabelled | tuple[()]
+        self, ring: Rows, gamma: Tensor, index: Tensor, where: Tensor, given: Relabelled | tuple[()]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The last places of n-step returns `[B]`, the returns, whether they end there, and what comes after counts."""
-        whole, n = ring.reward.shape
+        (whole, n), (start, size) = ring.reward.shape, where.unbind(0)
         rewards, ends, final_at = (x.flatten() for x in (ring.reward, ring.terminated, ring.final_at))
 
         def earned(k: int, place: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,6 +129,10 @@ class Ring(Owner):
         self._final_at = _lanes(_array(rows.final_at), self.axis)
         self.free = self._unused()
         self.spans: Spans | None = None
+        self._where = np.array((self.start, size))
+        self.where = torch.from_numpy(
+            self._where
+        )  # the oldest row and the number of rows, as a lifted method takes them
 
     @staticmethod
     def empty(capacity: int, steps: Transition, prioritised: bool, frames: Frames | None = None) -> "Ring":
@@ -139,7 +144,7 @@ class Ring(Owner):
         def room(x: Tensor, length: int = length) -> Tensor:
             return x.new_empty(*lead, length, *x.shape[axis + 1 :])
 
-        finals = room(obs.select(axis + 1, 0), 16)
+        finals = room(obs.select(axis + 1, 0), _finals(length, n))
         priority: Any = ()
         if prioritised:
             priority = (*_blocks(steps.reward, axis, length), steps.reward.new_ones(lead))
@@ -186,6 +191,7 @@ class Ring(Owner):
         newest = _array(steps.next_obs)[(*self._lead, length - 1)]
         self._columns[0][(*self._lead, self.cursor)] = newest
         before, self.size = self.size, min(self.size + length, self.capacity)
+        self._where[:] = self.start, self.size
         if given[-1].any() or given[-2].any():
             self._keep_finals(steps, first)
         if self.spans is not None:
@@ -312,19 +318,20 @@ class Ring(Owner):
         given = pure.rows
         axis = given.reward.dim() - 2
 
-        def room(x: Tensor, length: int, fill: int = 0) -> Tensor:
+        def room(x: Tensor, length: int, fill: int | None = 0) -> Tensor:
             shape = [*x.shape]
             shape[axis] = length
             if not copy and x.shape[axis] == length:
                 return x
-            out = x.new_full(shape, fill)
+            out = x.new_empty(shape) if fill is None else x.new_full(shape, fill)
             out.narrow(axis, 0, x.shape[axis]).copy_(x)
             return out
 
         length = rows_of(capacity, frames)
         fields: dict[str, Any] = {n: room(getattr(given, n), length) for n in _COLUMNS}
         fields["final_at"] = room(given.final_at, length, -1)
-        fields["finals"] = room(given.finals, max(16, given.finals.shape[axis]))
+        ends = max(given.finals.shape[axis], _finals(length, given.reward.shape[-1]))
+        fields["finals"] = room(given.finals, ends, None)
         fields.update(priority=(), sums=(), top=())
         if isinstance(given.priority, Tensor):
             priority, sums = _blocks(given.reward, axis, length)
@@ -336,6 +343,13 @@ class Ring(Owner):
                 sums.copy_(priority.reshape(*sums.shape, _BLOCK).sum(-1))
             fields.update(priority=priority, sums=sums, top=given.top.clone())
         return Ring(capacity, Rows(**fields), pure.cursor, pure.size, frames)
+
+
+def _finals(rows: int, envs: int) -> int:
+    """Places for the ends of episodes, so many that few rings outgrow them: a graph is of one size. Where nothing was
+    written an operating system has no memory for it yet.
+    """
+    return min(rows * envs, max(1024, rows * envs // 8))
 
 
 def rows_of(capacity: int, frames: Frames | None) -> int:

@@ -13,14 +13,16 @@ from fnrl.autodiff import under_transform
 from fnrl.storages.ring import Rows, successors
 
 
-def places(words: Tensor, count: int, first: int, whole: int) -> Tensor:
-    """Places `[K * B]` drawn alike from the `count` that follow `first`, by random words `[K, B]` of 32 bits.
+def places(words: Tensor, where: Tensor, envs: int, whole: int) -> Tensor:
+    """Places `[K * B]` (row x N + environment) drawn alike from the filled rows, by random words `[K, B]` of 32 bits;
+    `where` `[2]` are the oldest row and their number, of `whole`.
 
-    (first + floor(count w / 2^32)) mod whole
+    (start N + floor(size N w / 2^32)) mod (whole N)
     """
     if _on_numpy(words):
-        return (_places if under_transform() else _numpy_places)(words, count, first, whole)
-    return ((words.flatten() * count >> 32) + first) % whole
+        return (_places if under_transform() else _numpy_places)(words, where, envs, whole)
+    start, size = where.unbind(0)
+    return ((words.flatten() * (size * envs) >> 32) + start * envs) % (whole * envs)
 
 
 def transitions(rows: Rows, place: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -36,12 +38,13 @@ def _on_numpy(x: Tensor) -> bool:
     return x.is_cpu and not torch.compiler.is_compiling()
 
 
-def _numpy_places(words: Tensor, count: int, first: int, whole: int) -> Tensor:
-    place = words.numpy().reshape(*words.shape[:-2], -1) * count
+def _numpy_places(words: Tensor, where: Tensor, envs: int, whole: int) -> Tensor:
+    start, size = where.tolist()
+    place = words.numpy().reshape(*words.shape[:-2], -1) * (size * envs)
     place >>= 32
-    place += first
-    if first + count > whole:
-        place %= whole
+    place += start * envs
+    if start + size > whole:
+        place %= whole * envs
     return torch.from_numpy(place)
 
 
@@ -57,8 +60,11 @@ def _numpy_take(*args: Tensor) -> Any:
     return tuple(map(torch.from_numpy, found))
 
 
-def _vmap_places(info: Any, in_dims: tuple[Any, ...], words: Tensor, *rest: int) -> tuple[Tensor, int]:
-    return _places(words.movedim(in_dims[0], 0), *rest), 0
+def _vmap_places(
+    info: Any, in_dims: tuple[Any, ...], words: Tensor, where: Tensor, envs: int, whole: int
+) -> tuple[Tensor, int]:
+    alike = where.select(in_dims[1], 0) if in_dims[1] is not None else where  # lanes are filled together
+    return _places(words.movedim(in_dims[0], 0), alike, envs, whole), 0
 
 
 def _vmap_take(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Any, tuple[int, ...]]:
@@ -68,7 +74,7 @@ def _vmap_take(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tup
 
 
 _LIBRARY = torch.library.Library("fnrl", "FRAGMENT")
-_LIBRARY.define("ring_places(Tensor words, int count, int first, int whole) -> Tensor")
+_LIBRARY.define("ring_places(Tensor words, Tensor where, int envs, int whole) -> Tensor")
 _LIBRARY.define(
     "ring_take(Tensor obs, Tensor action, Tensor reward, Tensor terminated, Tensor final_at, Tensor finals, "
     "Tensor place, Tensor last) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"

@@ -155,17 +155,18 @@ class Gradients:
             infos += [info, Info({}, (), lags={"scheme/metrics/collection_lag": (weights.version - rollout.version,)})]
         begin = time.perf_counter()
         keys, place = state.keys, state.plans % _AHEAD
-        if place == 0 or isinstance(keys, tuple):
-            keys = run.graph(_keys)(state.key, run.number(state.plans - place), _AHEAD)
-        now = keys.select(-3, place)
+        if place == 0 or keys == ():
+            drawn = run.graph(_keys)(state.key, run.number(state.plans - place), _AHEAD).unbind(-2)
+            keys = tuple(zip(*(x.unbind(-2) for x in drawn), strict=True))
+        own, noisy = keys[place]
         facts = parts.actor, weights, parts.algo.plan, self.envs(parts)
         lift = run.graph if parts.storage.fixed else run.lift
-        storage, data, index = parts.storage.batches(lift, storage, *facts, now.select(-2, 0), parts.env)
+        storage, data, index = parts.storage.batches(lift, storage, *facts, own, parts.env)
         updates, batch = index.shape[-2:]
         noise, (left, size) = state.noise, state.left
         if left < updates or size != batch:
             left = max(updates, _AHEAD)
-            noise = run.graph(parts.algo.noise)(parts.actor, now.select(-2, 1), left, batch)
+            noise = run.graph(parts.algo.noise)(parts.actor, noisy, left, batch)
         used = tree.map(lambda x: x.narrow(run.axis, x.shape[run.axis] - left, updates), noise)
         info = merge_infos(infos)
         info.report["time/batches"] = time.perf_counter() - begin
