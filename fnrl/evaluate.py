@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -49,10 +50,17 @@ def evaluate(
     `env` is another vector of the same spaces, if not one like the parts' own. With a key per lane `[S, 2]` the weights
     are those of S lanes, played in one vector of S * N environments, and a lane's episodes don't depend on the others.
     `told` hears how many episodes are over, and how many steps were made; but for that a pure function of its
-    arguments. Errors: ValueError when episodes do not end within `max_steps` vector steps.
+    arguments. A lane's episode in which something is not finite has a return of NaN, with a warning.
+
+    Errors: ValueError when episodes do not end within `max_steps` vector steps, or weights and keys are not of as many
+    lanes; NonFiniteError for one seed.
     """
     if episodes < 1:
         raise ValueError(f"evaluate(episodes={episodes}): expected at least 1")
+    of, asked = weights.params.vector.shape[:-1], key.shape[:-1]
+    if of != asked:
+        told_ = ("one seed" if not n else f"{n[0]} lanes" for n in (of, asked))
+        raise ValueError("evaluate: the weights are of {}, the key of {}".format(*told_))
     parts = dataclasses.replace(parts, env=env or parts.env, scale_reward=None)
     run, vector = Run(parts, Inline(), lanes=None if key.dim() == 1 else len(key)), parts.env
     axis, fold, draw = run.axis, run.lift(random.fold_in), run.lift(vector.noise)
@@ -91,7 +99,12 @@ def evaluate(
     if axis == 0:
         return Evaluation(returns, lengths)
     order = lane.argsort(stable=True)  # by lane, and within one in the order in which they ended
-    return Evaluation(*(x[order].reshape(len(key), each * vector.num_envs) for x in (returns, lengths)))
+    found = Evaluation(*(x[order].reshape(len(key), each * vector.num_envs) for x in (returns, lengths)))
+    if wrong := torch.nonzero(~found.returns.isfinite().all(-1)).flatten().tolist():
+        which = "lane" if len(wrong) == 1 else "lanes"
+        where = f"{vector.spec.name}: in an evaluation of {which} {', '.join(map(str, wrong))}"
+        warnings.warn(f"{where} a return is not finite, and so is the mean", RuntimeWarning, stacklevel=2)
+    return found
 
 
 _CHUNK = 128

@@ -182,6 +182,9 @@ def _drop_after(path: Path, updates: int) -> int:
 
 
 def _plain(x: Any) -> Any:
+    """JSON has no number for what is not finite."""
+    if isinstance(x, list):
+        return [_plain(v) for v in x]
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 

@@ -79,7 +79,7 @@ class Policy:
             )
         taken = action.numpy()
         if isinstance(self.actor.spec.action, Box):
-            taken = taken.astype(self.actor.spec.action.dtype, copy=False)
+            taken = self.actor.spec.action.cast(taken)
         if not self.recurrent:
             return taken[0] if single else taken
         return (taken[0], after[0].numpy()) if single else (taken, after.numpy())

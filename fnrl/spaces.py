@@ -47,9 +47,34 @@ class Box:
         return self._full(self.low), self._full(self.high)
 
     @cached_property
+    def limited(self) -> tuple[bool, ...]:
+        """Which elements have two bounds, so near each other that float32 holds their distance."""
+        low, high = (np.broadcast_to(x, self.size) for x in (self.low, self.high))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return tuple((high - low <= np.finfo(np.float32).max).tolist())  # of the host: no graph asks a tensor
+
+    @cached_property
     def bounded(self) -> bool:
-        """Whether every element has a finite lower and upper bound."""
-        return bool(np.isfinite(self.low).all() and np.isfinite(self.high).all())  # of the host: no graph asks a tensor
+        """Whether all have."""
+        return all(self.limited)
+
+    def cast(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Values `[..., *shape]` within the bounds, in the space's own dtype: what float32 makes of its bounds can lie
+        beside them, and a number that an integer type doesn't hold would become any other.
+        """
+        kind = np.dtype(self.dtype)
+        if kind == np.float32:
+            return x.astype(kind)
+        return np.clip(x.astype(np.float64), *self._ends).astype(kind)
+
+    @cached_property
+    def _ends(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        kind = np.dtype(self.dtype)
+        ends = (np.broadcast_to(np.asarray(x, np.float64), self.size) for x in (self.low, self.high))
+        low, high = (x.reshape(self.shape) for x in ends)
+        if self.integer:  # 2^63 is not an int64, and the float64 next to its greatest
+            high = np.where(high >= float(np.iinfo(kind).max) + 1.0, np.nextafter(high, 0.0), high)
+        return low, high
 
     def _full(self, x: tuple[float, ...] | float) -> Tensor:
         return torch.as_tensor(x, dtype=torch.float32).expand(self.size).reshape(self.shape)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fnrl import lanes
+from fnrl.errors import NonFiniteError
 from fnrl.learner import Evaluate, Learner
 from fnrl.scheme import Scheme
 from fnrl.sweep import LogUniform, Uniform, chosen
@@ -74,7 +75,10 @@ def _values(
     made = chosen(scheme, settings, seeds)
     last = Evaluate(every=target_steps, episodes=episodes)
     with Learner(made.scheme, target_steps, where, evaluation=last, seeds=made.seeds) as learner:
-        learner.train(progress=False)
+        try:
+            learner.train(progress=False)
+        except NonFiniteError:  # no lane is left
+            return [None] * len(settings)
         scores = learner.evaluate().returns.mean(-1).tolist()
         dead = learner.state.node.algo.dead.tolist()[: len(made)]
     each = len(made) // len(settings)

@@ -78,10 +78,7 @@ def everything(storage, state):
     places = torch.from_numpy(window(ring))
     rows = ring.rows if ring.axis else tree.map(lambda x: x[None], ring.rows)
     ones = torch.ones(len(places))
-    return [
-        storage.sample(tree.index(rows, i), WEIGHTS, places, ones, torch.tensor((ring.start, ring.size)))
-        for i in range(len(rows.reward))
-    ]
+    return [storage.sample(tree.index(rows, i), WEIGHTS, places, ones, ring.where) for i in range(len(rows.reward))]
 
 
 def window(ring):

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 from hosted_cases import (
@@ -29,6 +31,7 @@ from hosted_cases import (
     seed,
 )
 
+import fnrl
 from fnrl import tree
 from fnrl.envs import gym
 from fnrl.errors import EnvironmentFault, NonFiniteError, StaleStateError
@@ -89,6 +92,47 @@ def test_the_lane_is_named():
     env = gym(Odd, 3, how="raise")
     with pytest.raises(EnvironmentFault, match="Odd, lane 1, environment 1, episode 1"):
         run(env, env.init(torch.stack([key_with_parities(0, 0, 0), KEY])), torch.full((2, 2, 3), 3))
+
+
+class SickAtReset(gymnasium.Env):
+    """Episodes of three steps; where the seed says so, one that begins with a NaN."""
+
+    observation_space, action_space = gymnasium.spaces.Box(-9, 9, (2,), np.float32), gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, sick = 0, self.np_random.random() < 0.02
+        return np.full(2, np.nan if sick else 1.0, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.ones(2, np.float32), 1.0, False, self.t == 3, {}
+
+
+@MODES
+def test_a_lane_that_begins_with_a_nan_dies_alone(processes):
+    env = gym(SickAtReset, 2, processes=processes)
+    actor = fnrl.OnPolicyActorCritic(env.spec, fnrl.MLP((4,)), fnrl.MLP((4,)))
+    parts = fnrl.Parts(env, actor, fnrl.PPO(epochs=1, minibatches=1), fnrl.GAE(steps=4))
+    scheme = fnrl.Scheme(parts, fnrl.centralised(fnrl.gradients(fnrl.collect)))
+    with pytest.warns(fnrl.DeadLaneWarning, match="reward is not finite: SickAtReset, lane"):
+        state, _ = scheme.step(scheme.init(fnrl.seeds(4)), 12)
+    alive = (~state.node.algo.dead).tolist()
+    assert 0.0 < sum(alive) < 4.0
+    assert bool(state.weights.params.vector.isfinite().all())
+    scheme.close(state)
+
+
+def test_a_return_of_an_evaluation_that_is_not_finite_is_told():
+    env = gym(SickAtReset, 4)
+    actor = fnrl.OnPolicyActorCritic(env.spec, fnrl.MLP((4,)), fnrl.MLP((4,)))
+    parts = fnrl.Parts(env, actor, fnrl.PPO(), fnrl.GAE(steps=4))
+    weights = fnrl.Scheme(parts, fnrl.centralised(fnrl.gradients(fnrl.collect))).init(fnrl.seeds(3)).weights
+    with pytest.warns(RuntimeWarning, match=r"SickAtReset: in an evaluation of lane.* a return is not finite"):
+        found = fnrl.evaluate(parts, weights, fnrl.seeds(3), 40)
+    assert 0 < int(found.returns.isfinite().all(-1).sum()) < 3
+    with pytest.raises(ValueError, match="the weights are of 3 lanes, the key of one seed"):
+        fnrl.evaluate(parts, weights, fnrl.key(0))
 
 
 def test_a_killed_process_is_a_fault():

@@ -176,17 +176,17 @@ def test_nothing_of_a_filled_up_step_is_learnt():
 
 def test_collectors_that_fill_one_ring_by_turns_keep_their_successors_apart():
     actor = fnrl.OffPolicyActorCritic(ENV.spec, None, fnrl.MLP((8,)), critics=1, explore=fnrl.EpsilonGreedy())
-    replay = fnrl.Replay(capacity=64, steps=2, warmup=16, n_step=3)
+    replay = fnrl.Replay(capacity=64, steps=3, warmup=16, n_step=3)
     ours = fnrl.Parts(ENV, actor, fnrl.DQN(batch=8, ratio=0.5), replay)
     scheme = fnrl.Scheme(ours, schemes.ape_x(workers=2), Shuffled(3))
     state, _ = run(scheme, scheme.init(fnrl.key(0)), 20)
     ring = state.node.child.storage.token.take()
     places = torch.arange(ring.size * 2)
-    batch = replay.sample(ring.rows, state.weights, places, torch.ones(len(places)), ring.start, ring.size)
+    batch = replay.sample(ring.rows, state.weights, places, torch.ones(len(places)), ring.where)
     # CartPole moves its cart by its speed: x' = x + tau v, whoever took the step; one of another collector would not
     rows = ring.rows.obs.flatten(0, 1)[places]
     one = dataclasses.replace(replay, n_step=1)
-    batch = one.sample(ring.rows, state.weights, places, torch.ones(len(places)), ring.start, ring.size)
+    batch = one.sample(ring.rows, state.weights, places, torch.ones(len(places)), ring.where)
     torch.testing.assert_close(batch.next_obs[:, 0], rows[:, 0] + 0.02 * rows[:, 1], rtol=1e-5, atol=1e-6)
     resumed = scheme.restore(scheme.gather(state))
     a, b = run(scheme, state, 9)[0], run(scheme, resumed, 9)[0]

@@ -70,7 +70,7 @@ def everything(storage, state, **hyper):
     whole, n = ring.rows.reward.shape
     place = [(ring.start + r) % whole * n + i for r in range(ring.size) for i in range(n)]
     index = torch.tensor(place)
-    return storage.sample(ring.rows, weights(**hyper), index, torch.ones(len(place)), torch.tensor((ring.start, ring.size)))
+    return storage.sample(ring.rows, weights(**hyper), index, torch.ones(len(place)), ring.where)
 
 
 def expected(happened, n_step):
@@ -136,7 +136,7 @@ def test_words_drawn_ahead_are_spent_once_and_travel_with_the_state():
     storage, world = Replay(capacity=100, warmup=0), World(0)
     state, drawn_ = storage.append(storage.init(), world.rollout(20)), []
     for k in range(1, 150):
-        plan = Sampling((k + 0.5) / 40, 4)
+        plan, state = Sampling((k + 0.5) / 40, 4), dataclasses.replace(state, rate=None)
         again = storage.restore(storage.gather(state))
         state, data, _ = drawn(storage, state, random.key(k), plan)
         other, same, _ = drawn(storage, again, random.key(k), plan)
@@ -465,3 +465,18 @@ def test_the_kit_has_laws_for_replays(prioritised):
 def test_the_kit_catches_replays_that_break_them(wrong, law):
     with pytest.raises(LawError, match=law):
         check_storage(wrong)
+
+
+@pytest.mark.parametrize("given", [{"n_step": 3}, {"n_step": 3, "steps": 2}, {"hindsight": fnrl.Hindsight()}])
+def test_what_looks_beyond_a_rollout_is_not_collected_in_any_order(given):
+    env = fnrl.envs.BitFlipping(4, num_envs=2)
+    actor = fnrl.OffPolicyActorCritic(env.spec, None, fnrl.MLP((8,)), critics=1)
+
+    def compose(node, **more):
+        replay = Replay(**{"capacity": 100, "warmup": 16, **given, **more})
+        return fnrl.Scheme(fnrl.Parts(env, actor, fnrl.DQN(batch=8), replay), fnrl.centralised(fnrl.gradients(node)))
+
+    with pytest.raises(fnrl.CompositionError, match=r"can't look beyond a rollout, which has steps=\d: pass steps=8"):
+        compose(fnrl.asynchronous(fnrl.collect, 2))
+    compose(fnrl.asynchronous(fnrl.collect, 2), steps=8)
+    compose(fnrl.synchronous(fnrl.collect, 2))

@@ -63,3 +63,29 @@ def test_a_stale_state_is_refused_and_a_fork_is_not():
     assert tree.different_bits(SCHEME.gather(after), SCHEME.gather(apart)) == []
     for s in (after, apart):
         SCHEME.close(s)
+
+
+@pytest.mark.parametrize(
+    ("other", "updates"), [({"ratio": 1.0}, 80), ({"ratio": 0.125}, 10), ({"warmup": 2000}, 20), ({"warmup": 8}, 20)]
+)
+def test_another_ratio_or_warmup_counts_from_there_on(other, updates, tmp_path):
+    def scheme(ratio=0.25, warmup=20):
+        env = fnrl.envs.CartPole(num_envs=4)
+        net, explore = fnrl.MLP((8,)), fnrl.EpsilonGreedy()
+        actor = fnrl.OffPolicyActorCritic(env.spec, policy=None, critics=1, critic=net, explore=explore)
+        parts = fnrl.Parts(env, actor, fnrl.DQN(batch=8, ratio=ratio), fnrl.Replay(capacity=500, warmup=warmup))
+        return fnrl.Scheme(parts, fnrl.centralised(fnrl.gradients(fnrl.collect)))
+
+    with fnrl.Learner(scheme(), 200, tmp_path) as learner:
+        learner.train(progress=False)
+        before = learner.state
+    assert before.version == (200 - 20 + 4) // 4
+    with fnrl.Learner.resume(tmp_path, scheme(**other), 280) as learner:
+        learner.step()
+        assert (
+            learner.state.version == before.version + 1
+        )  # neither what was missed nor what was too much is made up for
+        assert learner.state.env_steps <= before.env_steps + 8
+        learner.train(progress=False)
+        assert learner.state.env_steps == before.env_steps + 80
+        assert abs(learner.state.version - before.version - updates) <= 1

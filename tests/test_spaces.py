@@ -16,7 +16,7 @@ from fnrl import MLP, random, testing
 from fnrl.executor import Inline
 from fnrl.lift import Run
 from fnrl.networks import CNN, GRU
-from fnrl.spaces import Box, Discrete, from_gymnasium
+from fnrl.spaces import Box, Discrete, EnvSpec, from_gymnasium
 
 
 def to_gymnasium(space):
@@ -107,3 +107,60 @@ def test_one_process_may_compile_any_number_of_graphs(monkeypatch):
 
 def _times(factor, x):
     return x * factor
+
+
+INF = math.inf
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "found"),
+    [
+        ((-5.0, 20.0), (5.0, 30.0), (20.0, 30.0)),
+        ((-INF, 20.0), (INF, 30.0), (20.0, 30.0)),  # an element without bounds takes nothing from the other
+        ((-5.0, 20.0), (5.0, INF), (20.0, 23.0)),  # counted from the bound, where 0 lies beyond it
+        ((-5.0, -INF), (5.0, -7.0), (-10.0, -7.0)),
+        ((-5.0, -INF), (5.0, 2.0), (-3.0, 2.0)),
+        ((-5.0, -3e38), (5.0, 3e38), (-3.0, 3.0)),  # float32 doesn't hold their distance
+    ],
+)
+def test_every_element_of_an_action_is_explored_within_its_bounds(low, high, found):
+    spec = EnvSpec("x", Box((3,)), Box((2,), low, high))
+    actor = fnrl.OnPolicyActorCritic(spec)
+    noise = actor.noise(fnrl.key(1), 1, 20_000)[0]
+    _, sent, _, _ = actor.act(actor.init(fnrl.key(0)), torch.randn(20_000, 3), actor.memory(20_000), noise)
+    least, most = sent[:, 1].quantile(0.01), sent[:, 1].quantile(0.99)
+    assert least <= found[0] + 0.8
+    assert most >= found[1] - 0.8
+    assert sent[:, 1].isfinite().all()
+    assert sent[:, 1].unique().numel() > 1000
+    assert bool((sent >= torch.tensor(low)).all() & (sent <= torch.tensor(high)).all())
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gymnasium.spaces.Box(-0.1, 0.1, (2,), np.float64),
+        gymnasium.spaces.Box(0, 2**31 - 1, (2,), np.int32),
+        gymnasium.spaces.Box(-(2**63), 2**63 - 1, (2,), np.int64),
+        gymnasium.spaces.Box(0, 2**64 - 1, (2,), np.uint64),
+        gymnasium.spaces.Box(np.array([0, -3]), np.array([200, 5]), dtype=np.int16),
+        gymnasium.spaces.Box(-0.1, 0.1, (2,), np.float16),
+    ],
+)
+def test_actions_are_in_their_space_whatever_float32_makes_of_its_bounds(space):
+    ours = from_gymnasium(space, "it")
+    for end in (-1e30, 1e30, 0.0, *(x.flatten()[i].item() for x in ours.bounds() for i in range(2))):
+        sent = ours.cast(np.full((1, 2), end, np.float32))[0]
+        assert space.contains(sent), (end, sent)
+    ends = [ours.cast(np.full((1, 2), x, np.float32))[0] for x in (-1e30, 1e30)]
+    np.testing.assert_allclose(ends, [space.low, space.high], rtol=1e-9)
+
+
+def test_small_numbers_are_not_taken_for_dark_images():
+    flags = fnrl.OnPolicyActorCritic(EnvSpec("x", Box((4,), 0.0, 1.0, "uint8"), Discrete(2)))
+    image = fnrl.OnPolicyActorCritic(EnvSpec("x", Box((4,), 0.0, 255.0, "uint8"), Discrete(2)))
+    some = fnrl.OnPolicyActorCritic(EnvSpec("x", Box((2,), (0.0, 10.0), (4.0, 10.0), "uint8"), Discrete(2)))
+    seen = torch.tensor([[0, 1, 1, 0]], dtype=torch.uint8)
+    assert flags._features({}, seen).tolist() == [[0.0, 1.0, 1.0, 0.0]]
+    assert image._features({}, seen * 255).tolist() == [[0.0, 1.0, 1.0, 0.0]]
+    assert some._features({}, torch.tensor([[3, 10]], dtype=torch.uint8)).tolist() == [[0.75, 0.0]]

@@ -55,13 +55,14 @@ def test_a_trial_has_the_score_of_its_lanes(tmp_path):
     assert fnrl.results.read(tmp_path / "trial-3").scores[2:] == scores
 
 
-def test_a_trial_that_dies_fails_and_the_others_count():
+@pytest.mark.parametrize("at_once", [6, 1])  # alone a trial that dies leaves no lane
+def test_a_trial_that_dies_fails_and_the_others_count(at_once):
     study = study_of()
     p = parts()
     scheme = fnrl.Scheme(fnrl.Parts(p.env, p.actor, Bad(minibatches=2, epochs=2), p.storage, p.normalise_obs), SIMPLE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fnrl.DeadLaneWarning)
-        fnrl.tune(study, scheme, STEPS, trials=6, at_once=6, episodes=2, clip=[0.2, 0.3])
+        fnrl.tune(study, scheme, STEPS, trials=6, at_once=at_once, episodes=2, clip=[0.2, 0.3])
     told = {(t.params["clip"], t.state.name, t.value is None) for t in study.trials}
     assert told == {(0.2, "COMPLETE", False), (0.3, "FAIL", True)}
 

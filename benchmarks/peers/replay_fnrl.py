@@ -14,6 +14,7 @@ from timed import peak_memory
 import fnrl
 from fnrl import random
 from fnrl.checkpoint import Checkpoints
+from fnrl.record import replace
 from fnrl.storages.replay import ReplayState
 from fnrl.types import Params, Rollout, Sampling, Transition, Weights
 
@@ -79,7 +80,7 @@ def times() -> dict[str, Any]:
     for i, key in enumerate(keys):
         if i == 50:
             begin = time.process_time()
-        plan = Sampling((i + 1.5) / state.collected, 256)  # one update is earned
+        plan, state = Sampling((i + 1.5) / state.collected, 256), replace(state, rate=None)  # one update is earned
         state, data, rows = storage.batches(lambda f: f, state, None, WEIGHTS, plan, envs, key)  # type: ignore[arg-type]
         assert storage.take(data, rows[0]).obs.shape == (256, 26)
     return {"append": append / 2000 * 1e6, "batch": (time.process_time() - begin) / 2000 * 1e6}

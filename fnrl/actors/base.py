@@ -29,8 +29,8 @@ class Actor:
         return noise
 
     def env_action(self, action: Tensor) -> Tensor:
-        """The environment's action: Discrete counted from `start`; Box clipped to [-1, 1] and scaled, if it has
-        bounds, and rounded, if it takes integers.
+        """The environment's action: Discrete counted from `start`; Box elements with two bounds clipped to [-1, 1] and
+        scaled, those with one counted from 0, or from the bound where 0 lies beyond it; rounded, if it takes integers.
         """
         space = self.spec.action
         if isinstance(space, Discrete):
@@ -39,14 +39,17 @@ class Actor:
         return torch.round(action) if space.integer else action
 
     def _scaled(self, action: Tensor, space: Box) -> Tensor:
-        if not space.bounded:  # a single bound, or some elements' bounds, are kept all the same
-            action = action.clamp(*(b.reshape(-1).to(action.device) for b in space.bounds()))
-            return action.reshape(*action.shape[:-1], *space.shape) if len(space.shape) != 1 else action
         if space.low == -1.0 and space.high == 1.0:
             action = action.clamp(-1.0, 1.0)
-        else:
+        elif any(math.isfinite(x) for x in (*ends(space.low), *ends(space.high))):
             low, high = (b.reshape(-1).to(action.device) for b in space.bounds())
-            action = low + (action.clamp(-1.0, 1.0) + 1.0) * 0.5 * (high - low)
+            if space.bounded:
+                action = low + (action.clamp(-1.0, 1.0) + 1.0) * 0.5 * (high - low)
+            else:
+                both = torch.tensor(space.limited, device=action.device)
+                span, start = torch.where(both, high - low, 0.0), torch.zeros_like(low).clamp(low, high)
+                scaled = low + (action.clamp(-1.0, 1.0) + 1.0) * 0.5 * span
+                action = torch.where(both, scaled, start + action)
             action = torch.minimum(torch.maximum(action, low), high)  # rounding can step over a bound
         return action if len(space.shape) == 1 else action.reshape(*action.shape[:-1], *space.shape)
 
@@ -70,11 +73,21 @@ class Actor:
         x = obs
         if isinstance(space, Discrete):  # not F.one_hot, which reads its input: it fails under vmap of grad
             x = (obs[..., None] == torch.arange(space.n, device=obs.device)).float()
-        if x.dtype == torch.uint8:
-            x = x.float() / 255.0
+        if x.dtype == torch.uint8 and isinstance(space, Box):  # from its bounds to [0, 1]: images by 255
+            low, high = (b.to(x.device) for b in space.bounds())
+            x = (
+                x.float() / 255.0
+                if (space.low, space.high) == (0.0, 255.0)
+                else (x - low) / (high - low).clamp(min=1.0)
+            )
         if self.torso is not None:
             x = self.torso.apply(groups["torso"], fit(self.torso, x, self._obs_shape()))
         return x
+
+
+def ends(x: tuple[float, ...] | float) -> tuple[float, ...]:
+    """The different bounds of a Box."""
+    return x if isinstance(x, tuple) else (x,)
 
 
 def taken(net: Any, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -143,9 +143,10 @@ def _evaluate(words: Words) -> int:
     _common(parser)
     said = _read(parser, words)
     torch.set_num_threads(said.threads)
-    parts, found = _scheme(said.dir, "cpu").parts, checkpoint.newest(said.dir)
+    with _refusals():
+        parts, found, key = _scheme(said.dir, "cpu").parts, checkpoint.newest(said.dir), fnrl.key(said.seed)
     env = dataclasses.replace(parts.env, num_envs=min(said.episodes, 10))  # type: ignore[type-var]
-    state, key = found.state.scheme, fnrl.key(said.seed)
+    state = getattr(found.state, "scheme", found.state)  # as a learner saves it, or a loop of one's own
     key = key if state.lanes is None else fnrl.random.split(key, state.lanes)
     total = -(-said.episodes // env.num_envs) * env.num_envs * (state.lanes or 1)  # as many in every environment
     showing = contextlib.nullcontext(lambda *_: None) if said.quiet else logs.episodes(total)
@@ -157,17 +158,19 @@ def _evaluate(words: Words) -> int:
         f"from {float(done.returns.min()):,.2f} to {float(done.returns.max()):,.2f}"
     )
     if state.lanes is not None:
-        _print_lanes(found.state, done)
+        settings = getattr(found.state, "settings", None)
+        _print_lanes(state, done, settings.seeds if settings else None)
     return 0
 
 
-def _print_lanes(state: Any, done: fnrl.Evaluation) -> None:
+def _print_lanes(state: Any, done: fnrl.Evaluation, seeds: Any) -> None:
     """A line for each lane, and what they come to."""
-    where, means = lanes.shown(state.scheme), done.returns.double().mean(-1)
-    dead = {i for i in where.values() if bool(state.scheme.node.algo.dead[i])}
+    where, means = lanes.shown(state), done.returns.double().mean(-1)
+    dead = {i for i in where.values() if bool(state.node.algo.dead[i])}
     for number, i in where.items():
         mark = "  dead: it stands still at its last finite weights" if i in dead else ""
-        print(f"  lane {number}, seed {state.settings.seeds[number]}: {float(means[i]):,.2f}{mark}")
+        seed = f", seed {seeds[number]}" if seeds else ""
+        print(f"  lane {number}{seed}: {float(means[i]):,.2f}{mark}")
     alive = [float(means[i]) for i in where.values() if i not in dead]
     print(f"{len(where)} lanes, {len(alive)} alive: interquartile mean {lanes.iqm(alive):,.2f}")
 

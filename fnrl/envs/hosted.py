@@ -60,7 +60,7 @@ class Simulators(Owner):
         self.env, self.keys, self.lead, self.episodes = env, keys, tuple(keys.shape[:-1]), episodes
         self.shape, self.flat = (*self.lead, *action.shape), (len(episodes), *action.shape)
         self.lanes = len(self.lead) > 1
-        self.dtype = np.dtype(action.dtype if isinstance(action, Box) else np.int64)
+        self.space, self.dtype = action, np.dtype(action.dtype if isinstance(action, Box) else np.int64)
         self.log: list[Array] = []  # actions [n, ...] of every step since the oldest running episode began
         self.begun = [0] * len(episodes)  # where in the log each episode began
         self.seeds: list[tuple[int, list[int]]] = [(-1, [])] * len(episodes)  # (block, the seeds of its episodes)
@@ -77,7 +77,7 @@ class Simulators(Owner):
         """One step of every simulator; those whose episode ended begin their next one.
 
         With lanes an action that is not finite becomes 0, and a simulator that gives a reward or an observation that is
-        not begins a new episode: the lanes beside it go on.
+        not begins a new episode (one whose first observation is not, too): the lanes beside it go on.
         """
         actions, out = self._actions(action), self.slots.take()
         with _Closing(self):
@@ -90,7 +90,9 @@ class Simulators(Owner):
         first = out.tensors[0]
         if ended:
             first = first.clone()
-            self._reset([e + 1 if i in ended else None for i, e in enumerate(self.episodes)], first)
+            which = [e + 1 if i in ended else None for i, e in enumerate(self.episodes)]
+            wrong = self._reset(which, first, forgive=self.lanes)
+            out.arrays[1][wrong] = np.nan  # the collector reads it, as if the step had been
         token = self.advance()  # the old state is stale from here on, whatever interrupts
         self.log.append(actions)
         for i in ended:
@@ -164,12 +166,17 @@ class Simulators(Owner):
         self._reset(self.episodes, obs)
         return obs
 
-    def _reset(self, episodes: Sequence[int | None], obs: Tensor) -> None:
-        """Begins the episodes that are given, and writes their first observations."""
+    def _reset(self, episodes: Sequence[int | None], obs: Tensor, forgive: bool = False) -> list[int]:
+        """Begins the episodes that are given, and writes their first observations; `forgive` writes 0 for those that
+        are not finite, and gives the environments.
+        """
         rows = self._rows(obs)
         with _Closing(self, episodes):
             self.vector.reset(self._seeds_of(episodes), rows)
+            wrong = non_finite(rows) if forgive else []
+            rows[wrong] = 0
             self._refuse_non_finite("observation", rows, episodes)
+        return wrong
 
     def _rows(self, obs: Tensor) -> Array:
         return obs.numpy(force=True).reshape(self.flat[0], *self.env.spec.obs.shape)
@@ -189,13 +196,12 @@ class Simulators(Owner):
         if action.shape != self.shape:
             raise ValueError(f"{self.env.name} takes actions {list(self.shape)}, got {list(action.shape)}")
         plain = action.is_cpu and not action.requires_grad  # then a fifth of the cost
-        actions = (action.numpy() if plain else action.numpy(force=True)).reshape(self.flat).astype(self.dtype)
+        actions = (action.numpy() if plain else action.numpy(force=True)).reshape(self.flat)
         i = first_non_finite(actions)
-        if i is not None and self.lanes:
-            return np.nan_to_num(actions, posinf=0.0, neginf=0.0)
-        if i is not None:
+        if i is not None and not self.lanes:
             raise NonFiniteError(f"{self._where(i)}: the action is not finite: {actions[i]}; no simulator was stepped")
-        return actions
+        actions = actions if i is None else np.nan_to_num(actions, posinf=0.0, neginf=0.0)
+        return self.space.cast(actions) if isinstance(self.space, Box) else actions.astype(self.dtype)
 
     def _refuse_non_finite(self, what: str, x: Array, starting: Sequence[int | None] | None = None) -> None:
         i = first_non_finite(x)

@@ -1,6 +1,7 @@
 """Off-policy storage: one ring, and how samples are drawn from it."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import os
@@ -15,7 +16,7 @@ from fnrl import random, tree
 from fnrl.actors.off_policy import OffPolicyActorCritic
 from fnrl.component import Schedule, component, hyper, option, setting
 from fnrl.errors import CheckpointError, CompositionError
-from fnrl.record import host, record, replace
+from fnrl.record import host, plain, record, replace
 from fnrl.storages.frames import Frames
 from fnrl.storages.hindsight import Hindsight, Relabelled
 from fnrl.storages.ring import Ring, RingRecord, Rows, by_priority, rows_of
@@ -35,6 +36,7 @@ class ReplayState:
     updates: int = host(default=0)
     words: Tree = ()  # 32 random bits for each sample of updates to come `[R, B]`, and those of them that are used
     used: int = host(default=0)
+    rate: "Rate | None" = host(default=None)
 
 
 @record
@@ -46,6 +48,20 @@ class ReplayRecord:
     updates: int = host()
     words: Tree = ()
     used: int = host(default=0)
+    rate: "Rate | None" = host(default=None)
+
+
+@plain
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """What updates are earned by: `ratio` a transition since `collected`, when there had been `updates`; and what was
+    collected when the last of them were.
+    """
+
+    ratio: float
+    collected: int
+    updates: int
+    last: int
 
 
 @record
@@ -134,6 +150,13 @@ class Replay:
                 "Replay(frames=...) makes a stack from the rows before, and asynchronous collectors take turns in the "
                 "ring: pass frames=None, or use synchronous(collect, ...)"
             )
+        for name, need in (("n_step", self.n_step), ("hindsight", 1 if self.hindsight is None else 2)):
+            if need > self.steps:
+                raise CompositionError(
+                    f"asynchronous collectors take turns in the ring, so Replay({name}={getattr(self, name)!r}) can't "
+                    f"look beyond a rollout, which has steps={self.steps}: pass steps={max(need, 8)} or more, or use "
+                    "synchronous(collect, ...)"
+                )
 
     def init(self) -> ReplayState:
         """Nothing yet."""
@@ -148,11 +171,12 @@ class Replay:
         else:
             ring = state.token.take()
         token, count = ring.append(steps), steps.reward.shape[-1] * steps.reward.shape[-2]
-        return ReplayState(token, state.collected + count, state.updates, state.words, state.used)
+        return replace(state, token=token, collected=state.collected + count)
 
     def ready(self, state: ReplayState, plan: Sampling, envs: int) -> bool:
-        """Whether the warm-up is over and an update is earned."""
-        return state.collected >= max(self.warmup, 1) and self._earned(state, plan, envs) > 0
+        """Whether the warm-up is over (or was, when there were updates) and an update is earned."""
+        over = state.updates > 0 or state.collected >= max(self.warmup, 1)
+        return over and self._earned(state, plan, envs) > 0
 
     def updates(self, plan: Sampling, envs: int) -> int:
         """Updates that a rollout of `envs` environments earns, rounded up."""
@@ -188,7 +212,8 @@ class Replay:
             batch = lift(self.sample)(ring.rows, weights, index, weight, where, given)
         rows = _in_turn(updates, plan.batch, index.device)
         rows = rows.expand(now.shape) if now.dim() > 2 else rows
-        state = ReplayState(state.token, state.collected, state.updates + updates, words, used + updates)
+        rate = dataclasses.replace(self._rate(state, plan, envs), last=state.collected)
+        state = ReplayState(state.token, state.collected, state.updates + updates, words, used + updates, rate)
         return state, Samples(batch, index), rows
 
     def drawn(self, ring: Rows, weights: Weights, words: Tensor, where: Tensor) -> tuple[Tensor, OffPolicyBatch]:
@@ -298,7 +323,7 @@ class Replay:
         if isinstance(state.token, Token):
             owner: Ring = state.token.take()
             ring = owner.gather() if copy else owner.view()
-        return ReplayRecord(ring, state.collected, state.updates, state.words, state.used)
+        return ReplayRecord(ring, state.collected, state.updates, state.words, state.used, state.rate)
 
     def restore(self, pure: ReplayRecord, copy: bool = True) -> ReplayState:
         """A ring of its own from a record, or (`copy=False`) in the record's memory.
@@ -306,7 +331,7 @@ class Replay:
         Errors: CheckpointError when it does not fit the capacity.
         """
         if isinstance(pure.ring, tuple):
-            return ReplayState((), pure.collected, pure.updates, pure.words, pure.used)
+            return ReplayState((), pure.collected, pure.updates, pure.words, pure.used, pure.rate)
         ring: RingRecord = pure.ring
         if isinstance(ring.rows.priority, Tensor) != (self.prioritised is not None):
             raise CheckpointError(
@@ -320,7 +345,7 @@ class Replay:
                 f"a ring of {ring.size} rows, {filled} with those around, is not that of Replay({of})"
             )
         restored = self._followed(Ring.restore(rows, ring, self.frames, copy))
-        return ReplayState(restored.token(), pure.collected, pure.updates, pure.words, pure.used)
+        return ReplayState(restored.token(), pure.collected, pure.updates, pure.words, pure.used, pure.rate)
 
     def _followed(self, ring: Ring) -> Ring:
         if self.hindsight is not None:
@@ -338,8 +363,17 @@ class Replay:
         return max(1, -(-self.warmup // rollout)) * rollout
 
     def _earned(self, state: ReplayState, plan: Sampling, envs: int) -> int:
-        counted = state.collected - self._first(envs) + self.steps * envs
-        return math.floor(plan.ratio * counted + 1e-9) - state.updates
+        rate = self._rate(state, plan, envs)
+        return math.floor(plan.ratio * (state.collected - rate.collected) + 1e-9) - (state.updates - rate.updates)
+
+    def _rate(self, state: ReplayState, plan: Sampling, envs: int) -> Rate:
+        """The first one counts from the rollout before the first update; another ratio from the last updates on."""
+        if state.rate is None:
+            begun = self._first(envs) - self.steps * envs
+            return Rate(plan.ratio, begun, 0, begun)
+        if state.rate.ratio == plan.ratio:
+            return state.rate
+        return Rate(plan.ratio, state.rate.last, state.updates, state.rate.last)
 
     def nbytes(self, actor: OffPolicyActorCritic, envs: int) -> int:
         """Of a ring for so many environments."""

@@ -11,6 +11,7 @@ from fnrl import random, tree
 from fnrl.apply import at
 from fnrl.component import hypers
 from fnrl.errors import StaleStateError
+from fnrl.record import replace
 from fnrl.spaces import Box, Discrete, EnvSpec
 from fnrl.testing import laws, strategies
 from fnrl.types import OffPolicyBatch, Params, Rollout, Sampling, Transition, Weights
@@ -144,7 +145,8 @@ def _following(steps: Transition, obs: Tensor) -> Transition:
 
 
 def _plan(storage: Any, state: Any, envs: int, seed: int) -> tuple[Any, Any, Tensor]:
-    """The storage, the samples and the rows of a plan of so many batches."""
+    """The storage, the samples and the rows of a plan of so many batches, whatever was earned before."""
+    state = replace(state, rate=None) if hasattr(state, "rate") else state
     ratio = (_DRAWS + getattr(state, "updates", 0) + 0.5) / state.collected
     hyper = {n: torch.tensor(at(x, 0)) for n, x in hypers(storage).items()} | {"gamma": torch.tensor(_GAMMA)}
     weights = Weights(Params(torch.zeros(0), ()), (), hyper, (), 0, 0)  # type: ignore[arg-type]
