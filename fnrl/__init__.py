@@ -1,7 +1,7 @@
 """fnrl: reinforcement learning for PyTorch in the functional style of JAX.
 
 Actors, algorithms and storages are frozen configurations with pure methods on immutable records; a training
-architecture is a composition of nodes that runs in one process or, unchanged, as a Ray task graph.
+architecture is a composition of nodes that runs in one process or, unchanged, in Ray cells.
 `docs/architecture.md` shows how it fits together.
 """
 
@@ -28,7 +28,7 @@ from fnrl.learner import Evaluate, Learner
 from fnrl.networks import CNN, GRU, MLP, module
 from fnrl.optim import SGD, Adam, RMSProp
 from fnrl.parts import NormaliseObs, Parts, ScaleReward
-from fnrl.policy import Policy, load_policy
+from fnrl.policy import Policy, load_policy, policy_of
 from fnrl.random import key
 from fnrl.record import host, record, static
 from fnrl.scheme import Scheme, SchemeState
@@ -121,6 +121,7 @@ __all__ = [
     "load_policy",
     "module",
     "option",
+    "policy_of",
     "random",
     "record",
     "report",

@@ -17,6 +17,8 @@ import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
+import torch
+
 T = TypeVar("T")
 
 _RANGE = "fnrl.range"
@@ -206,6 +208,9 @@ def _fits(hint: Any, value: Any) -> bool:
 def _expected(hint: Any, field: "dataclasses.Field[Any]", value: Any) -> str:
     """What fits a declared type, in words; and what was probably meant."""
     members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if isinstance(value, torch.nn.Module) and any(getattr(m, "__name__", "") == "Network" for m in members):
+        kind = type(value).__name__
+        return f"a network as a value: fnrl.module({kind}, ...), the class and its keyword arguments"
     names = [c.__name__ for m in members for c in _components_of(m)]
     words = [f"{n}(...)" for n in names] or [_word(m) for m in members if m is not type(None)]
     text = " or ".join([*words, *(["None"] if type(None) in members else [])])

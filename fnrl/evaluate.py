@@ -25,6 +25,11 @@ class Evaluation:
     returns: Tensor
     lengths: Tensor
 
+    def __repr__(self) -> str:
+        lanes = "" if self.returns.dim() == 1 else f"{self.returns.shape[0]} lanes of "
+        each, steps = self.returns.shape[-1], float(self.lengths.double().mean())
+        return f"Evaluation(return {self.mean:.4g} ± {self.std:.4g} over {lanes}{each} episodes of {steps:.4g} steps)"
+
     @property
     def mean(self) -> float:
         """The mean return."""

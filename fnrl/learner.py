@@ -232,7 +232,9 @@ class Learner:
         return self._history.test
 
     def train(self, progress: bool = True) -> dict[str, float]:
-        """Steps to the target, then evaluates, saves, leaves the policy and the learning curve; gives the metrics."""
+        """Steps to the target, then evaluates (if there is an `evaluation`), saves, leaves the policy and the learning
+        curve; gives the metrics.
+        """
         env_steps, target = self.state.env_steps, self.settings.target_steps
         warmup = self.scheme.parts.storage.warmup
         shown = logs.progress(env_steps, target, warmup) if progress and not self.done() else logs.Silent()

@@ -1,5 +1,6 @@
 """Parts: the components of an agent, checked against each other before anything starts."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -42,9 +43,14 @@ class Parts:
         family = {n: getattr(getattr(self, n), "family", None) for n in ("actor", "algo", "storage")}
         for name, kind in family.items():
             part = getattr(self, name)
-            if kind is None or isinstance(part, type):
+            if isinstance(part, type):
                 raise CompositionError(
                     f"{name}={part!r} is not a component with a `family`: pass a value such as PPO(), not a class"
+                )
+            if kind not in ("on-policy", "off-policy"):
+                raise CompositionError(
+                    f"{name}={part!r} has family={kind!r}: expected a component of the family 'on-policy' or "
+                    f"'off-policy' (family: ClassVar[str] = ... in {type(part).__name__})"
                 )
         for other in ("actor", "storage"):
             if family[other] != family["algo"]:
@@ -68,6 +74,12 @@ class Parts:
         obs = self.env.spec.obs
         if self.normalise_obs and not (isinstance(obs, Box) and obs.dtype != "uint8"):
             raise CompositionError(f"normalise_obs needs a float Box observation, got {obs}")
+        missing = {"lr", "gamma"} - {f.name for f in dataclasses.fields(self.algo)}
+        if missing:
+            raise CompositionError(
+                f"{type(self.algo).__name__} has no hyper-parameter {' and no '.join(sorted(missing))}: declare it by "
+                "hyper(default=..., help=...)"
+            )
         try:
             hypers(self.algo, self.storage, self.actor)
         except ValueError as e:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fnrl import plots
-from fnrl.results import Results, improvement, improvement_interval, interval, iqm, read, settings, write
+from fnrl.results import Results, collected, improvement, improvement_interval, interval, iqm, read, settings, write
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:right}
@@ -38,7 +38,7 @@ def report(directories: Sequence[str | os.PathLike[str]], out: str | os.PathLike
         raise ValueError(
             f"report(out={str(out)!r}): expected a file that ends in .html or .md; for one run .csv or .json"
         )
-    runs = _named([read(d) for d in directories])
+    runs = _named(collected(directories))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text((_html if target.suffix == ".html" else _markdown)(runs, target))
     return target
@@ -48,10 +48,9 @@ def tables(runs: Sequence[Results]) -> Iterator[Table]:
     """What a report says in numbers: the runs, who is above whom, the settings of sweeps, the lanes that died."""
     rows = []
     for run in runs:
-        low, high = interval([run.scores])
         ends = min(run.scores), max(run.scores)
         facts = run.name, run.env, run.algo, str(len(run.lanes)), f"{run.env_steps:,}", _time(run.seconds)
-        rows.append((*facts, _number(iqm(run.scores)), f"{_number(low)} to {_number(high)}", *map(_number, ends)))
+        rows.append((*facts, _number(iqm(run.scores)), _interval(run.scores), *map(_number, ends)))
     yield Table(
         "Runs",
         ("run", "environment", "algorithm", "lanes", "steps", "time", "IQM", "95 % interval", "lowest", "highest"),
@@ -67,8 +66,7 @@ def tables(runs: Sequence[Results]) -> Iterator[Table]:
         if run.lanes[0].values:
             names = tuple(run.lanes[0].values)
             found = [
-                (*s.values.values(), str(len(s.scores)), _number(s.iqm), f"{_number(s.low)} to {_number(s.high)}")
-                for s in settings(run)
+                (*s.values.values(), str(len(s.scores)), _number(s.iqm), _interval(s.scores)) for s in settings(run)
             ]
             yield Table(f"Settings of {run.name}, the best first", (*names, "seeds", "IQM", "95 % interval"), found)
     dead = [(r.name, str(x.number), str(x.seed)) for r in runs for x in r.lanes if not x.alive]
@@ -82,12 +80,20 @@ def _improvements(env: str, runs: Sequence[Results]) -> Table:
     for a in runs:
         cells = []
         for b in runs:
-            low, high = improvement_interval([a.scores], [b.scores])
-            here = f"{improvement([a.scores], [b.scores]):.2f} ({low:.2f} to {high:.2f})"
+            here = f"{improvement([a.scores], [b.scores]):.2f}"
+            if min(len(a.scores), len(b.scores)) > 1:
+                here += " ({:.2f} to {:.2f})".format(*improvement_interval([a.scores], [b.scores]))
             cells.append("" if a is b else here)
         rows.append((a.name, *cells))
-    note = "How likely a seed of the row is above one of the column, with its 95 % interval; half tells nothing."
+    note = (
+        "How likely a seed of the row is above one of the column, with its 95 % interval (one seed has none, and shows"
+        " little); half tells nothing."
+    )
     return Table(f"Probability of improvement on {env}", ("", *(r.name for r in runs)), rows, note)
+
+
+def _interval(scores: list[float]) -> str:
+    return "one seed" if len(scores) == 1 else "{} to {}".format(*map(_number, interval([scores])))
 
 
 def _named(runs: list[Results]) -> list[Results]:

@@ -6,6 +6,7 @@ each task's seeds among themselves. What is quoted is the interquartile mean wit
 
 import csv
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ __all__ = [
     "Lane",
     "Results",
     "Setting",
+    "collected",
     "improvement",
     "improvement_interval",
     "interval",
@@ -58,6 +60,7 @@ class Results:
     lanes: tuple[Lane, ...]
     env_steps: int
     seconds: float
+    scheme: str = ""  # the configuration, as JSON: runs that differ in nothing but the seed have one
 
     @property
     def scores(self) -> list[float]:
@@ -99,7 +102,34 @@ def read(directory: str | os.PathLike[str]) -> Results:
     last = {k: x for line in lines for k, x in line.items() if k in ("env_steps", "time/total") and x is not None}
     algo = parts["algo"][""].rsplit(".", 1)[-1]
     name = parts["env"].get("spec", {}).get("name") or parts["env"][""].rsplit(".", 1)[-1]
-    return Results(where.resolve().name, name, algo, measured, tuple(made), last["env_steps"], last["time/total"])
+    facts = name, algo, measured, tuple(made), last["env_steps"], last["time/total"]
+    return Results(where.resolve().name, *facts, json.dumps(config["scheme"], sort_keys=True))
+
+
+def collected(directories: Sequence[str | os.PathLike[str]]) -> list[Results]:
+    """The results of run directories, and of those in a directory of runs. Runs of one seed each that differ in nothing
+    else are one. Errors: CheckpointError.
+    """
+    found: dict[Any, list[tuple[Path, Results]]] = {}
+    for place in map(Path, directories):
+        below = [x for x in (sorted(place.iterdir()) if place.is_dir() else ()) if (x / "metrics.jsonl").is_file()]
+        for where in below if below and not (place / "metrics.jsonl").is_file() else [place]:
+            run = read(where)
+            alone = len(run.lanes) == 1 and not run.lanes[0].values
+            found.setdefault((run.scheme, run.measured) if alone else where, []).append((where, run))
+    return [_together(runs) for runs in found.values()]
+
+
+def _together(runs: Sequence[tuple[Path, Results]]) -> Results:
+    first = runs[0][1]
+    if len(runs) == 1:
+        return first
+    names = [run.name for _, run in runs]
+    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    name = "".join(letter for letter, *_ in alike).rstrip("-_. ") or runs[0][0].resolve().parent.name
+    made = tuple(dataclasses.replace(run.lanes[0], number=i) for i, (_, run) in enumerate(runs))
+    steps, seconds = min(r.env_steps for _, r in runs), sum(r.seconds for _, r in runs)
+    return dataclasses.replace(first, name=name, lanes=made, env_steps=steps, seconds=seconds)
 
 
 def _by_lane(lines: list[dict[str, Any]], name: str) -> dict[int, list[tuple[int, float]]]:

@@ -292,7 +292,7 @@ class Aux:
     """What a loss says besides its value: metrics (0-d), and a priority per sample (or `()`)."""
 
     info: dict[str, Tensor]
-    priority: Tree
+    priority: Tree = ()
 
 
 @plain

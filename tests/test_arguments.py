@@ -1,7 +1,7 @@
 """What doesn't fit is refused where it is written, by a typed error that says what would."""
 
 import math
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import pytest
 import torch
@@ -14,6 +14,18 @@ from fnrl.topology import Centralised, Collect
 ENV = fnrl.envs.CartPole(num_envs=2)
 ACTOR = fnrl.OnPolicyActorCritic(ENV.spec)
 TOPOLOGY = fnrl.centralised(fnrl.gradients(fnrl.collect))
+
+
+@component
+class NoFamily(fnrl.Algorithm):
+    lr: float = fnrl.hyper(default=1e-3, help="learning rate")
+
+
+@component
+class NoDiscount(fnrl.Algorithm):
+    family: ClassVar[str] = "on-policy"
+
+    lr: float = fnrl.hyper(default=1e-3, help="learning rate")
 
 
 def parts(**changes):
@@ -48,6 +60,13 @@ def scheme(**changes):
         (lambda: fnrl.Linear("1e-3", 0.0), TypeError, "expected a finite number"),
         (lambda: fnrl.SAC(target_entropy=math.inf), TypeError, "expected a finite number or None"),
         (lambda: fnrl.OnPolicyActorCritic(ENV), TypeError, "expected EnvSpec"),
+        (
+            lambda: fnrl.OnPolicyActorCritic(ENV.spec, policy=nn.Linear(4, 8)),
+            TypeError,
+            r"expected a network as a value: fnrl.module\(Linear, ...\), the class and its keyword arguments",
+        ),
+        (lambda: parts(algo=NoFamily()), fnrl.CompositionError, r"family: ClassVar\[str\] = ... in NoFamily"),
+        (lambda: parts(algo=NoDiscount()), fnrl.CompositionError, "NoDiscount has no hyper-parameter gamma: declare"),
         (lambda: fnrl.OnPolicyActorCritic(ENV.spec, recurrent=True), TypeError, r"expected GRU\(...\) or None"),
         (lambda: fnrl.Replay(prioritised=True), TypeError, r"expected Prioritised\(...\) or None"),
         (lambda: fnrl.Evaluate(env="CartPole-v1"), TypeError, r"GymVector\(...\) or None"),

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import gymnasium
 import pytest
@@ -200,6 +201,9 @@ def test_presets_name_options_there_are_and_compose(env, monkeypatch):
     ("line", "told"),
     [
         ("--env CartPole --algo.lrr 3", "no option --algo.lrr; did you mean '--algo.lr'?"),
+        ("--env CartPole --lr 3", "no option --lr; did you mean --algo.lr?"),
+        ("--env CartPole --learning-rate 3", "did you mean --algo.lr?"),
+        ("--env Pendulum-v1 --batch-size 3", "did you mean --algo.batch?"),
         ("--env CartPole --num-env 3", "did you mean '--num-envs'?"),
         ("--env CartPole --algo A2C --algo.epochs 3", "no option --algo.epochs"),
         ("--env CartPole --algo PP0", "algo = 'PP0': expected one of PPO, A2C"),
@@ -231,6 +235,9 @@ def test_a_wrong_command_line_is_told_with_what_would_fit(line, told, capsys):
         ("train --env CartPole --algo TD3", "TD3 needs Box actions, CartPole-v1 takes Discrete(n=2, start=0): use DQN"),
         ("train --env Pendulum-v1 --algo DQN", "DQN needs Discrete actions, Pendulum-v1 takes Box"),
         ("train --env CartPole --seed -1", "seed=-1"),
+        ("train --env CartPole --scheme ape_x", "--scheme ape_x keeps a replay: add --algo DQN"),
+        ("train --env no_module:X", "the module 'no_module' can't be imported"),
+        ("train --env hosted_cases:X", "hosted_cases registers no environment 'X', and has no class"),
         ("train --env CartPole --device tpu", "device='tpu' can't be used"),
         ("resume nowhere", "nowhere is not a run directory"),
         ("evaluate nowhere", "nowhere is not a run directory"),
@@ -363,3 +370,47 @@ def test_an_interrupt_ends_with_130_and_resumes_exactly(tmp_path):
     assert run(f"train {straight} --quiet".replace("--env.processes", "--no-env.processes")) == 0
     a, b = (checkpoint.newest(tmp_path / d).state.scheme for d in "ab")
     assert tree.different_bits(a, b) == []
+
+
+def test_a_module_brings_an_environment_and_is_found_again(tmp_path, capsys, monkeypatch):
+    """From the directory it lies in, as a class or as an id that it registers."""
+    (tmp_path / "brought.py").write_text(
+        "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Short(CartPoleEnv):\n    pass\n"
+        "gymnasium.register('Brought-v0', entry_point=Short, max_episode_steps=20)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(("brought:Short", "brought:Brought-v0")):
+        assert (
+            run(f"train --env {name} {SMALL} --steps 64 --eval-every 64 --eval-episodes 2 --dir runs/{i} --quiet") == 0
+        )
+        assert run(f"evaluate runs/{i} --episodes 3 --quiet") == 0
+        assert f"{name} after 64 steps" in capsys.readouterr().out
+    assert run(f"train --env brought:Short {SMALL} --steps 64 --eval-every 0 --quiet") == 0
+    assert [p.name[:18] for p in Path("runs").glob("brought*")] == ["brought-Short-PPO-"]
+
+
+def test_a_run_says_what_it_is_and_how_to_go_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(f"train --env CartPole {SMALL} --steps 64 --algo.lr 1e-3:0 --eval-every 0 --dir a") == 0
+    out = capsys.readouterr().out
+    assert "PPO with GAE on CartPole-v1 (2 environments, centralised(gradients(collect))), in a: Ctrl-C" in out
+    assert "fnrl resume a --steps N --set lr=X" in out
+    assert run("resume a --steps 128 --set algo.lr=1e-4 --quiet") == 0
+    assert float(checkpoint.newest("a").state.scheme.weights.hyper["lr"]) == pytest.approx(1e-4)
+    assert (
+        run(f"train --env CartPole --scheme impala --workers 2 {SMALL} --steps 64 --eval-every 0 --dir b --quiet") == 0
+    )
+    assert '"fnrl.storages.rollout.VTrace"' in Path("b/config.json").read_text()
+
+
+def test_what_a_loop_saved_is_evaluated(tmp_path, capsys):
+    env = fnrl.envs.CartPole(num_envs=2)
+    parts = fnrl.Parts(env, fnrl.OnPolicyActorCritic(env.spec), fnrl.PPO(), fnrl.GAE(steps=16))
+    scheme = fnrl.Scheme(parts, fnrl.centralised(fnrl.gradients(fnrl.collect)))
+    with checkpoint.Checkpoints(tmp_path) as store:
+        store.save(scheme.gather(scheme.init(fnrl.seeds(2))), step=0, config=scheme)
+    assert run(f"evaluate {tmp_path} --episodes 2 --quiet") == 0
+    assert "lane 1: " in capsys.readouterr().out
+    assert run(f"evaluate {tmp_path} --seed -1 --quiet") == 1
+    assert "seed" in capsys.readouterr().err

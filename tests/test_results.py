@@ -153,3 +153,21 @@ def test_a_learner_leaves_what_is_reported(tmp_path, monkeypatch):
     assert [found.scores[i] for i in (0, 2, 3)] == tests
     assert (tmp_path / "a" / "curve.png").stat().st_size > 10_000
     assert plots.curves([found]).startswith(b"\x89PNG")
+
+
+def test_runs_that_differ_in_the_seed_are_one_and_a_single_seed_has_no_interval(tmp_path, capsys):
+    for i, scores in enumerate(([1.0, 5.0], [2.0, 9.0], [3.0, 7.0])):
+        (tmp_path / "study").mkdir(exist_ok=True)
+        run_directory(tmp_path / "study" / f"ppo-{i}", [scores])
+    other = run_directory(tmp_path / "other", [[0.0, 6.0]])
+    config = json.loads((other / "config.json").read_text())
+    config["scheme"]["parts"]["algo"]["lr"] = 0.5
+    (other / "config.json").write_text(json.dumps(config))
+    study, alone = results.collected([tmp_path / "study", other])
+    assert (study.name, study.scores, [x.number for x in study.lanes]) == ("ppo", [5.0, 9.0, 7.0], [0, 1, 2])
+    assert (study.env_steps, study.seconds, alone.scores) == (200, 18.0, [6.0])
+    found, improvements = report.tables([study, alone])
+    assert [row[7] for row in found.rows] == ["5 to 9", "one seed"]
+    assert [row[1:] for row in improvements.rows] == [("", "0.67"), ("0.33", "")]
+    assert main(["report", str(tmp_path / "study"), str(other), "--out", str(tmp_path / "x.md")]) == 0
+    assert "one seed" in capsys.readouterr().out

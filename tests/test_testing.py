@@ -67,7 +67,9 @@ def test_faults_of_environments_are_caught(fault, law, evidence):
 
 
 def test_an_environment_that_never_ends_shows_nothing():
-    with pytest.raises(ValueError, match="2 episodes ended in 9 steps of 2 environments, which shows nothing"):
+    with pytest.raises(
+        ValueError, match="2 episodes ended in 9 steps of 2 environments, and the laws of ends need 10: pass steps=100"
+    ):
         testing.check_environment(CartPole(num_envs=2, time_limit=6), steps=9)
 
 

@@ -35,7 +35,14 @@ class AlgoState:
 class Algorithm:
     """Base of algorithms: a component with `loss`, `plan` and an optimiser inherits the rest.
 
-    A subclass is a component with a hyper-parameter `lr`, and `max_grad_norm` and `target_kl` if it has them.
+    A subclass is a component (`fnrl.component`) with
+
+    - `family: ClassVar[str]`, "on-policy" or "off-policy", as its actor and its storage have it;
+    - hyper-parameters (`hyper(...)`) `lr` and `gamma`, and `max_grad_norm` and `target_kl` if it has them: losses read
+      them from `weights.hyper`;
+    - `optimiser`, such as `option(default=Adam(), help=...)`;
+    - `plan`: `Plan(epochs, minibatches)` of a rollout, or `Sampling(ratio, batch)` of a replay;
+    - `loss(actor, params, weights, batch, noise) -> loss, Aux({name: number})`, both 0-d.
     """
 
     family: ClassVar[str]
@@ -100,7 +107,12 @@ class Algorithm:
         layout = weights.params.layout
 
         def loss(vector: Tensor) -> tuple[Tensor, Aux]:
-            return self.loss(actor, Params(vector, layout), weights, batch, noise)
+            found = self.loss(actor, Params(vector, layout), weights, batch, noise)
+            if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Aux)):
+                raise TypeError(
+                    f"{type(self).__name__}.loss gave {found!r}: expected a 0-d loss and what it says, Aux({{name: x}})"
+                )
+            return found
 
         (value, aux), grads = value_and_grad(loss)(weights.params.vector)
         return grads, Aux({"loss": value, **aux.info}, aux.priority)

@@ -33,7 +33,8 @@ class _DeterministicPolicyGradient(Algorithm):
         """It needs a deterministic policy."""
         if actor.stochastic:
             name = type(self).__name__
-            raise CompositionError(f"{name} needs a deterministic policy: OffPolicyActorCritic(..., stochastic=False)")
+            hint = "OffPolicyActorCritic(..., stochastic=False, explore=Gaussian())"
+            raise CompositionError(f"{name} needs a deterministic policy, and noise to explore by: {hint}")
 
     def init(self, actor: OffPolicyActorCritic, params: Params) -> tuple[Params, Tree, Tree]:
         """The target is a copy."""

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import fnrl
@@ -47,6 +48,16 @@ def _resources(kind: str, pairs: list[tuple[str, Any]] | None) -> Any:
         return fnrl.Resources(**known, custom={name: x for name, x in pairs if name not in names})
     except fnrl.CompositionError as error:
         raise fnrl.CompositionError(f"--ray-{kind}: {error}") from None
+
+
+def brings(scheme: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts that an architecture is named for. Errors: CompositionError for one whose algorithm has no replay."""
+    replay = values.get("algo", "PPO") not in ("PPO", "A2C")
+    if scheme == "ape_x" and not replay:
+        raise fnrl.CompositionError(
+            "--scheme ape_x keeps a replay: add --algo DQN (or SAC, TD3, DDPG), or use --scheme impala"
+        )
+    return {"storage": "VTrace"} if scheme == "impala" and not replay else {}
 
 
 def topology(said: argparse.Namespace) -> Any:

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import re
 import sys
 import time
 import warnings
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = top.parse_args(words[:1]).command
     try:
         with _plain_warnings(), _without_chatter():
+            sys.path.insert(0, os.getcwd())  # as python -m does: --env module:Name
             return commands[command](words[1:])
     except _ERRORS as error:
         print(f"fnrl: {type(error).__name__}: {error}", file=sys.stderr)
@@ -84,7 +86,8 @@ def _train(words: Words) -> int:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         seeds = said.seeds if said.seeds is None or len(said.seeds) > 1 else said.seeds[0]
         who = said.seed if seeds is None else f"{seeds if isinstance(seeds, int) else len(seeds)}seeds"
-        directory = said.dir or Path("runs") / f"{said.env}-{type(parts.algo).__name__}-{who}-{stamp}"
+        name = re.sub(r"[/:]", "-", said.env)
+        directory = said.dir or Path("runs") / f"{name}-{type(parts.algo).__name__}-{who}-{stamp}"
         settings = said.steps, directory, said.seed, evaluation, said.save_every, said.keep
         learner = fnrl.Learner(scheme, *settings, seeds=seeds)
     return _run(learner, said.quiet)
@@ -110,7 +113,9 @@ def _resume(words: Words) -> int:
         learner = fnrl.Learner.resume(said.dir, scheme, said.steps)
         try:
             for name, value in said.set:
-                learner.update_algo_parameter(name, value)
+                learner.update_algo_parameter(
+                    name.rsplit(".", 1)[-1], value
+                )  # as the options of the parts are named, too
         except BaseException:
             learner.close()
             raise
@@ -121,7 +126,7 @@ def _run(learner: fnrl.Learner, quiet: bool) -> int:
     where = min(str(learner.directory), os.path.relpath(str(learner.directory)), key=len)
     with learner:
         if not quiet:
-            print(f"{learner.scheme.parts.env.spec.name} in {where}: Ctrl-C saves and stops", flush=True)
+            print(f"{_what(learner.scheme)}, in {where}: Ctrl-C saves and stops", flush=True)
         try:
             metrics = learner.train(progress=not quiet)
         except KeyboardInterrupt:
@@ -131,8 +136,25 @@ def _run(learner: fnrl.Learner, quiet: bool) -> int:
         if "performance/test" in metrics:
             print(f"evaluation: return {metrics['performance/test']:,.1f}")
         print(f"to look:  {where}/curve.png, or tensorboard --logdir {where}")
-        print(f"to go on: fnrl evaluate {where}, or fnrl resume {where} --steps N", flush=True)
+        ended = "".join(f" {n}=X" for n in _run_out(learner))  # a rate that has come to 0 learns nothing more
+        more = f" --set{ended}" if ended else ""
+        print(f"to go on: fnrl evaluate {where}, or fnrl resume {where} --steps N{more}", flush=True)
     return 0
+
+
+def _what(scheme: fnrl.Scheme) -> str:
+    """What is trained, in a line."""
+    parts, how = scheme.parts, ", compiled" if scheme.compile else ""
+    names = type(parts.algo).__name__, type(parts.storage).__name__
+    envs = parts.env.num_envs
+    many = f"{envs} environment{'s' * (envs != 1)}"
+    return f"{names[0]} with {names[1]} on {parts.env.spec.name} ({many}, {scheme.topology!r}{how})"
+
+
+def _run_out(learner: fnrl.Learner) -> list[str]:
+    """The scheduled learning rates that have come to 0."""
+    hyper, moving = learner.state.weights.hyper, learner.scheme.parts.moving
+    return [n for n in moving if n.endswith("lr") and not bool(hyper[n].any())]
 
 
 def _evaluate(words: Words) -> int:
@@ -178,13 +200,13 @@ def _print_lanes(state: Any, done: fnrl.Evaluation, seeds: Any) -> None:
 def _report(words: Words) -> int:
     parser = _parser("report", "Compares runs over their seeds: tables here, tables and pictures in one file.")
     parser.usage = "fnrl report DIR... [--out FILE]; --help tells more"
-    parser.add_argument("dirs", nargs="+", metavar="DIR", help="run directories")
+    parser.add_argument("dirs", nargs="+", metavar="DIR", help="run directories, or directories of them")
     known = "an .html or .md file [report.html], or .csv or .json for a sweep"
     parser.add_argument("--out", type=Path, default=Path("report.html"), help=known)
     said = _read(parser, words)
     with _refusals():
         made = report.report(said.dirs, said.out)
-    for table in report.tables([results.read(d) for d in said.dirs]):
+    for table in report.tables(results.collected(said.dirs)):
         shown = Table(*table.head, title=table.title, title_justify="left")
         for row in table.rows:
             shown.add_row(*row)
@@ -233,7 +255,8 @@ def _common(parser: Any) -> None:
 def _read_train(words: Words) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser = _parser("train", "Trains an agent, and leaves a run directory.", _TRAIN_EPILOG)
     run = parser.add_argument_group("the run")
-    run.add_argument("--env", required=True, help="CartPole or BitFlipping (on tensors), or a gymnasium id")
+    about = "CartPole or BitFlipping (on tensors), a gymnasium id, or module:Name, which imports the module first"
+    run.add_argument("--env", required=True, help=about)
     run.add_argument("--steps", type=_count, default=1_000_000, help="environment steps to learn from [1000000]")
     run.add_argument("--seed", type=int, default=0, help="of everything [0]")
     run.add_argument(
@@ -258,6 +281,7 @@ def _read_train(words: Words) -> tuple[argparse.Namespace, dict[str, Any]]:
     glimpse = _glimpse(words)
     env, algo = str(glimpse.get("env", "CartPole-v1")), glimpse.get("algo")
     known = preset(env if glimpse.get("preset") != "none" else "", str(algo) if algo else None)
+    known = {**known, **architecture.brings(glimpse.get("scheme"), {**known, **glimpse})}
     try:
         found = list(options(env, known, glimpse, _count(str(glimpse.get("steps", 1e6)))))
     except (ValueError, argparse.ArgumentTypeError) as error:
@@ -304,10 +328,40 @@ def _read(parser: argparse.ArgumentParser, words: Words) -> argparse.Namespace:
     said, extra = parser.parse_known_args(_joined([_spelt(w, {s.replace("_", "-"): s for s in flags}) for w in words]))
     unknown = [x.split("=")[0] for x in extra if x.startswith("--")]
     if unknown:
-        parser.error(f"no option {unknown[0]}{nearest(unknown[0], [s for s in flags if s.startswith('--')])}")
+        parser.error(f"no option {unknown[0]}{_meant(unknown[0], [s for s in flags if s.startswith('--')])}")
     if extra:
         parser.error(f"not understood: {' '.join(extra)}")
     return said
+
+
+def _meant(word: str, flags: list[str]) -> str:
+    """The options whose last name is that of the word, or what others call so; else the nearest."""
+    last = word.removeprefix("--").rsplit(".", 1)[-1].replace("-", "_")
+    names = {last, *_ELSEWHERE.get(last, ())}
+    same = [f for f in flags if f.removeprefix("--").rsplit(".", 1)[-1].replace("-", "_") in names]
+    return f"; did you mean {' or '.join(same)}?" if same else nearest(word, flags)
+
+
+# what stable-baselines3 and CleanRL call some options
+_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "learning_rate": ("lr",),
+    "batch_size": ("batch", "minibatches"),
+    "n_steps": ("steps",),
+    "num_steps": ("steps",),
+    "total_timesteps": ("steps",),
+    "timesteps": ("steps",),
+    "n_epochs": ("epochs",),
+    "update_epochs": ("epochs",),
+    "num_minibatches": ("minibatches",),
+    "clip_range": ("clip",),
+    "clip_coef": ("clip",),
+    "ent_coef": ("entropy_coef",),
+    "vf_coef": ("value_coef",),
+    "n_envs": ("num_envs",),
+    "buffer_size": ("capacity",),
+    "learning_starts": ("warmup",),
+    "env_id": ("env",),
+}
 
 
 def _spelt(word: str, flags: dict[str, str]) -> str:

@@ -26,7 +26,11 @@ _TRIAL = 16  # steps of an episode of a probe
 
 # what no probe of reasonable length finds: measured over hundreds of replays, see docs/architecture.md
 _INEXACT = {"HumanoidFlagrunHarderBulletEnv-v0", "PusherBulletEnv-v0", "ThrowerBulletEnv-v0"}
-_ELSEWHERE = (("bullet", "pybullet_envs_gymnasium", "pybullet"), ("panda", "panda_gym", "panda"))
+_ELSEWHERE = (
+    ("bullet", "pybullet_envs_gymnasium", "pybullet"),
+    ("panda", "panda_gym", "panda"),
+    ("ale/", "ale_py", "atari"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +46,14 @@ class Fault:
 
 
 def open_environment(source: Any, kwargs: tuple[tuple[str, Any], ...], wrappers: tuple[Any, ...]) -> Any:
-    """The gymnasium environment of an id or a callable, wrapped.
+    """The gymnasium environment of an id or a callable, wrapped. `module:Name` imports the module: Name is an id that
+    it registers, or a class or function in it.
 
     Errors: CompositionError for an unknown id (with the nearest names, or the extra to install).
     """
     if isinstance(source, str):
-        _require_registered(source)
+        source = _found(source)
+    if isinstance(source, str):
         env = gymnasium.make(source, **{"disable_env_checker": True, **dict(kwargs)})
     else:
         env = source(**dict(kwargs))
@@ -56,7 +62,20 @@ def open_environment(source: Any, kwargs: tuple[tuple[str, Any], ...], wrappers:
     return env
 
 
-def _require_registered(name: str) -> None:
+def _found(given: str) -> Any:
+    """The registered id, or the callable, that a name means."""
+    module, colon, name = given.rpartition(":")
+    if colon:
+        try:
+            there = importlib.import_module(module)
+        except ImportError as e:
+            raise CompositionError(f"{given}: the module {module!r} can't be imported ({e})") from e
+        if name not in gymnasium.registry:
+            if callable(there.__dict__.get(name)):
+                return there.__dict__[name]
+            raise CompositionError(
+                f"{given}: {module} registers no environment {name!r}, and has no class or function of that name"
+            )
     try:
         gymnasium.spec(name)
     except gymnasium.error.Error as e:
@@ -66,11 +85,14 @@ def _require_registered(name: str) -> None:
             try:
                 importlib.import_module(module)
             except ImportError as missing:
-                raise CompositionError(f'{name} needs PyBullet ({missing}): pip install "fnrl[{extra}]"') from missing
+                raise CompositionError(f'{name} needs {module} ({missing}): pip install "fnrl[{extra}]"') from missing
         if name not in gymnasium.registry:
             close = difflib.get_close_matches(name, gymnasium.registry, n=4, cutoff=0.5)
             hint = f"; did you mean {', '.join(close)}?" if close else ", and no registered name is near it"
-            raise CompositionError(f"no environment {name!r} is registered{hint}") from e
+            raise CompositionError(
+                f"no environment {name!r} is registered{hint}; module:Name imports what registers or defines it"
+            ) from e
+    return name
 
 
 def shut(simulators: Any, owner: int) -> None:

@@ -1,5 +1,6 @@
 """The laws of environments: pure ones, and vectors of hosted simulators."""
 
+import math
 from typing import Any
 
 import torch
@@ -185,8 +186,9 @@ def _check_trace(env: Any, trace: Trace, random_resets: bool) -> None:
     ended = int(done.sum())
     if ended < 10:
         raise ValueError(
-            f"check_environment: {ended} episodes ended in {len(done)} steps of {env.num_envs} environments, which "
-            f"shows nothing: pass more steps, or an environment with a shorter time limit"
+            f"check_environment: {ended} episodes ended in {len(done)} steps of {env.num_envs} environments, and the "
+            f"laws of ends need 10: pass steps={math.ceil(len(done) * 15 / max(ended, 1) / 100) * 100} or more, or an "
+            "environment with a shorter time limit"
         )
     varies = bool(_unequal(trace.obs, trace.obs[:1, :1].expand_as(trace.obs)).any())
     if varies and not bool((_unequal(trace.next_obs, trace.after) & done).any()):

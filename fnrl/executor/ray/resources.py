@@ -113,7 +113,7 @@ def refuse_more_than(nodes: Sequence[Mapping[str, float]], wanted: Sequence[tupl
             )
             raise CompositionError(
                 f"the scheme's cells ask for {x:g} {name} ({who}), the cluster has {have:g}: lower Ray(collect="
-                f"Resources(...), gradients=Resources(...)), or take fewer workers"
+                f"Resources(...), gradients=Resources(...)) (--ray-collect cpus=0.5), or take fewer workers"
             )
 
 
