@@ -110,7 +110,8 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
             memory = tree.where(bad, state.memory, memory)
             env_state = tree.where(bad, state.env, env_state) if parts.env.pure else env_state
             reward, moments, episodes, tally, _ = account(*facts, rollout, state.tally, weights.hyper)
-    made = Rollout(replace(rollout, reward=reward), moments, weights.version, length * parts.env.num_envs)
+    count, told = length * parts.env.num_envs, () if run.lanes is None else sound
+    made = Rollout(replace(rollout, reward=reward), moments, weights.version, count, sound=told)
     state = CollectState(env_state, memory, tally, state.key, sound, ahead, state.rollouts + 1)
     return state, made if length == steps else _filled(run, made, steps), episodes
 

@@ -11,6 +11,7 @@ import collections.abc
 import dataclasses
 import difflib
 import functools
+import inspect
 import math
 import types
 import typing
@@ -116,6 +117,9 @@ def component(cls: type[T]) -> type[T]:
     made: Any = dataclasses.dataclass(frozen=True, repr=False)(cls)
     if "__repr__" not in cls.__dict__:
         made.__repr__ = _component_repr
+    told = [f"    {f.name}: {about}" for f in dataclasses.fields(made) if f.init and (about := help_of(f))]
+    if cls.__doc__ and told:
+        made.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__), "", "Args:", *told])
     names = tuple(f.name for f in dataclasses.fields(made) if f.init)
     plain_init = made.__init__
 

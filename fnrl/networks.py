@@ -115,14 +115,15 @@ class MLP:
 
 @component
 class CNN:
-    """The convolutions of arXiv 1312.5602 / Nature 2015 on images `[..., H, W, C]` scaled to [0, 1], and one dense
-    layer.
+    """The convolutions of arXiv 1312.5602 / Nature 2015 on images `[..., H, W, C]` scaled to [0, 1] (with
+    `channels_first`, `[..., C, H, W]`: stacks of frames), and one dense layer.
     """
 
     filters: tuple[int, ...] = option(default=(32, 64, 64), help="channels of each convolution")
     kernels: tuple[int, ...] = option(default=(8, 4, 3), help="kernel sizes")
     strides: tuple[int, ...] = option(default=(4, 2, 1), help="strides")
     hidden: int = setting(default=512, help="width of the dense layer")
+    channels_first: bool = option(default=False, help="whether channels, such as a stack of frames, come first")
 
     def __post_init__(self) -> None:
         layers = self.filters, self.kernels, self.strides
@@ -132,12 +133,16 @@ class CNN:
     def _sizes(self, shape: tuple[int, ...]) -> list[tuple[int, int, int]]:
         if len(shape) != 3:
             raise CompositionError(f"CNN takes images [H, W, C], got observations of shape {shape}: use MLP")
-        h, w, c = shape
+        (c, h, w), read = (shape, "[C, H, W]") if self.channels_first else ((shape[2], *shape[:2]), "[H, W, C]")
         out = [(h, w, c)]
         for f, k, s in zip(self.filters, self.kernels, self.strides, strict=True):
             h, w, c = (h - k) // s + 1, (w - k) // s + 1, f
             if min(h, w) < 1:
-                raise CompositionError(f"CNN: an image of shape {shape} is too small for kernels {self.kernels}")
+                other = not self.channels_first
+                raise CompositionError(
+                    f"CNN: an image of shape {shape}, read as {read}, is too small for kernels {self.kernels}; if its "
+                    f"channels come {'first' if other else 'last'}: CNN(channels_first={other})"
+                )
             out.append((h, w, c))
         return out
 
@@ -157,7 +162,8 @@ class CNN:
     def apply(self, tensors: Tensors, x: Tensor) -> Tensor:
         """Features `[..., hidden]`."""
         lead = x.shape[:-3]
-        x = x.reshape(-1, *x.shape[-3:]).movedim(-1, 1)
+        x = x.reshape(-1, *x.shape[-3:])
+        x = x if self.channels_first else x.movedim(-1, 1)
         last = len(self.filters)
         for i, s in enumerate(self.strides):
             x = torch.relu(_convolve(x, tensors[f"{i}.weight"], tensors[f"{i}.bias"], s))

@@ -218,7 +218,8 @@ class Transition:
 @record
 class Rollout:
     """What collect sends up: transitions `[T, N]`, the moments of their raw observations (or `()`), and where they
-    come from. `valid` `[T, N]` says which transitions happened; it is `()` where all did.
+    come from. `valid` `[T, N]` says which transitions happened; it is `()` where all did. `sound` `[S]` says of lanes
+    whether all was finite so far.
     """
 
     steps: Transition
@@ -226,6 +227,7 @@ class Rollout:
     version: int = host()
     env_steps: int = host()
     valid: Tree = ()
+    sound: Tree = ()
 
 
 @record

@@ -200,3 +200,53 @@ def test_gymnasium_stacks_have_the_space_that_is_asked_for():
     env = FrameStackObservation(gymnasium.make("CartPole-v1"), 4)
     shape, low = env.observation_space.shape, env.observation_space.low
     Frames(4).check(Box(shape, tuple(low.ravel().tolist()), dtype="float32"))
+
+
+class Sick(gymnasium.Env):
+    """Episodes of nine steps; in a few a reward is NaN."""
+
+    observation_space, action_space = gymnasium.spaces.Box(-10, 10, (2,), np.float32), gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.sick = 0, self.np_random.random() < 0.04
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        seen = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        return seen, np.nan if self.sick and self.t == 5 else 1.0, False, self.t >= 9, {}
+
+
+def in_stacks(env):
+    return gymnasium.wrappers.FrameStackObservation(env, 3)
+
+
+@pytest.mark.parametrize("collectors", [1, 2])
+def test_a_lane_that_dies_leaves_the_stacks_of_the_others(collectors):
+    env = fnrl.envs.gym(Sick, wrappers=[in_stacks])
+    actor = fnrl.OffPolicyActorCritic(env.spec, None, fnrl.MLP((4,)), critics=1, explore=fnrl.EpsilonGreedy())
+    replay = fnrl.Replay(capacity=100, steps=2, warmup=8, frames=fnrl.Frames(3))
+    parts = fnrl.Parts(env, actor, fnrl.DQN(batch=8, ratio=0.5), replay)
+    node = fnrl.collect if collectors == 1 else fnrl.synchronous(fnrl.collect, 2)
+    scheme = fnrl.Scheme(parts, fnrl.centralised(fnrl.gradients(node)))
+    with pytest.warns(fnrl.DeadLaneWarning, match="reward is not finite"):
+        state, _ = scheme.step(scheme.init(fnrl.seeds(4)), [60, 20][collectors - 1])
+    assert 0 < int(state.node.algo.dead.sum()) < 4
+    again, _ = scheme.step(scheme.fork(state), 3)
+    assert scheme.same(again, scheme.step(state, 3)[0])
+
+
+def test_a_stack_of_frames_is_seen_by_a_cnn():
+    spec = EnvSpec("x", Box((4, 84, 84), 0.0, 255.0, "uint8"), Discrete(2))
+    with pytest.raises(fnrl.CompositionError, match=r"read as \[H, W, C\], is too small.*CNN\(channels_first=True\)"):
+        fnrl.OffPolicyActorCritic(spec, None, fnrl.CNN(), critics=1)
+    first = fnrl.CNN(channels_first=True)
+    actor = fnrl.OffPolicyActorCritic(spec, None, first, critics=1)
+    last = fnrl.OffPolicyActorCritic(
+        EnvSpec("x", Box((84, 84, 4), 0.0, 255.0, "uint8"), Discrete(2)), None, fnrl.CNN(), critics=1
+    )
+    params, seen = actor.init(fnrl.key(0)), torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+    assert params["critic0.0.weight"].shape == (32, 4, 8, 8)
+    want = last.q(params, last.features(params, seen.movedim(1, -1)))
+    torch.testing.assert_close(actor.q(params, actor.features(params, seen)), want)

@@ -170,7 +170,7 @@ class Replay:
             ring = self._followed(Ring.empty(self._rows(envs), steps, self.prioritised is not None, self.frames))
         else:
             ring = state.token.take()
-        token, count = ring.append(steps), steps.reward.shape[-1] * steps.reward.shape[-2]
+        token, count = ring.append(steps, rollout.sound), steps.reward.shape[-1] * steps.reward.shape[-2]
         return replace(state, token=token, collected=state.collected + count)
 
     def ready(self, state: ReplayState, plan: Sampling, envs: int) -> bool:
