@@ -16,8 +16,8 @@ import torch
 import fnrl
 from fnrl import checkpoint, logs, tree
 from fnrl.cli import architecture, main
-from fnrl.cli.commands import _read_train
 from fnrl.cli.options import build
+from fnrl.cli.words import read_train
 from fnrl.presets import PRESETS
 from fnrl.spaces import Box, Discrete, EnvSpec, Goal
 
@@ -36,7 +36,7 @@ def _light(monkeypatch):
 
 
 def made(line):
-    said, values = _read_train(line.split())
+    said, values = read_train(line.split())
     return build(said.env, values)
 
 
@@ -85,7 +85,7 @@ def test_another_algorithm_has_its_own_defaults_and_options():
 
 
 def test_every_field_of_the_parts_is_an_option():
-    said, values = _read_train(["--env", "CartPole", "--preset", "none", "--actor.recurrent", "--scale-reward"])
+    said, values = read_train(["--env", "CartPole", "--preset", "none", "--actor.recurrent", "--scale-reward"])
     fields = {
         "algo": fnrl.PPO,
         "storage": fnrl.GAE,
@@ -161,14 +161,14 @@ def test_hindsight_on_the_command_line():
 
 def test_what_cells_reserve_and_where_they_run():
     words = "train --env CartPole --ray --ray-collect cpus=0.5 seat=1 placement=SPREAD --ray-gradients gpus=0.25"
-    said, _ = _read_train([*words.split()[1:], "--ray-address", "10.0.0.1:6379", "--ray-deadline", "60"])
+    said, _ = read_train([*words.split()[1:], "--ray-address", "10.0.0.1:6379", "--ray-deadline", "60"])
     assert architecture.executor(said) == fnrl.Ray(
         address="10.0.0.1:6379",
         collect=fnrl.Resources(cpus=0.5, custom={"seat": 1}, placement="SPREAD"),
         gradients=fnrl.Resources(gpus=0.25),
         deadline=60.0,
     )
-    assert architecture.executor(_read_train(["--env", "CartPole"])[0]) == fnrl.Inline()
+    assert architecture.executor(read_train(["--env", "CartPole"])[0]) == fnrl.Inline()
 
 
 def test_presets_are_defaults_that_options_override(monkeypatch):
@@ -191,7 +191,7 @@ def test_presets_name_options_there_are_and_compose(env, monkeypatch):
     goal = Goal(20, 3) if env.startswith("Panda") else None
     monkeypatch.setattr("fnrl.envs.hosted.probe", lambda *_, **__: EnvSpec(env, *spaces, goal))
     monkeypatch.setattr(fnrl.envs.GymVector, "judge", lambda self, a, d: (a.new_zeros(a.shape[:-1]), ()))
-    _, values = _read_train(["--env", env])
+    _, values = read_train(["--env", env])
     assert set(next(iter(PRESETS[env].values()))) <= set(values)
     parts = made(f"--env {env}")
     fnrl.Scheme(parts, fnrl.centralised(fnrl.gradients(fnrl.collect)))
