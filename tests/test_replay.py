@@ -8,12 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replay_cases import lanes as lanes_of
 from scipy import stats
 
 import fnrl
-from fnrl import random, tree
+from fnrl import graphs, random, tree
 from fnrl.actors import OffPolicyActorCritic
 from fnrl.errors import CheckpointError, CompositionError, StaleStateError
+from fnrl.lift import Run
 from fnrl.networks import MLP
 from fnrl.spaces import Box, Discrete, EnvSpec
 from fnrl.storages.replay import Prioritised, Replay
@@ -480,3 +482,28 @@ def test_what_looks_beyond_a_rollout_is_not_collected_in_any_order(given):
         compose(fnrl.asynchronous(fnrl.collect, 2))
     compose(fnrl.asynchronous(fnrl.collect, 2), steps=8)
     compose(fnrl.synchronous(fnrl.collect, 2))
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+@pytest.mark.parametrize("many", [None, 2])
+def test_a_graph_draws_the_samples_of_numpy(n_step, many):
+    """Around the ring's end, over the ends of episodes, and after more of these than there was room for at first."""
+    storage, worlds = Replay(capacity=40, warmup=0, n_step=n_step), [World(i, 0.6) for i in range(many or 1)]
+    shared = weights()
+    if many:
+        shared = dataclasses.replace(shared, hyper={n: x.expand(many).clone() for n, x in shared.hyper.items()})
+        shared = dataclasses.replace(shared, params=Params(torch.zeros(many, 0), ()))
+    run, state = Run(None, None, lanes=many, compile=True), storage.init()
+    ends = 0
+    for k in range(12):
+        made = [w.rollout(7) for w in worlds]
+        state = storage.append(state, lanes_of(made) if many else made[0])
+        key = torch.stack([random.key(10 * k + i) for i in range(many or 1)])
+        facts = state, ACTOR, shared, Sampling(1.0, 16), ENVS, key if many else key[0]
+        before = graphs.SPENT.graphs
+        state, mine, _ = storage.batches(run.graph, *facts)
+        assert (graphs.SPENT.graphs > before) == (k == 0)  # one graph for the whole life of a ring
+        _, other, _ = storage.batches(run.lift, *facts)
+        assert tree.different_bits(mine, other) == []
+        ends += int((other.batch.discount == 0.0).sum())
+    assert ends > 100
