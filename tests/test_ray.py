@@ -117,17 +117,20 @@ def test_cells_killed_at_drawn_points_change_no_bit(parts, topology, updates):
     scheme = fnrl.Scheme(parts, topology, executor=on_ray())
     drawn = python_random.Random(0)
     when = sorted(drawn.sample(range(2, updates - 1), 9))
+    killed = set()  # processes: on a busy machine one may be drawn again before it is gone
 
     def before(i, state):
         if i in when:
             victims = [cells_of(state)[drawn.randrange(2)]] if i != when[4] else cells_of(state)
             for owner in victims:
+                killed.add(owner.pid)
                 threading.Timer(drawn.uniform(0.0, 0.005), kill, [owner.pid]).start()
 
     state, faults = run(scheme, scheme.init(fnrl.key(0)), updates, before)
     gathered = scheme.gather(state)
     scheme.close(state)
-    assert faults == {"faults/died": 10.0}
+    assert faults == {"faults/died": float(len(killed))}
+    assert len(killed) >= 8
     assert_same(parts, topology, gathered, updates)
 
 
