@@ -37,6 +37,7 @@ class ReplayState:
     words: Tree = ()  # 32 random bits for each sample of updates to come `[R, B]`, and those of them that are used
     used: int = host(default=0)
     rate: "Rate | None" = host(default=None)
+    planned: int = host(default=0)  # what was collected when updates were last made
 
 
 @record
@@ -49,19 +50,17 @@ class ReplayRecord:
     words: Tree = ()
     used: int = host(default=0)
     rate: "Rate | None" = host(default=None)
+    planned: int = host(default=0)  # what was collected when updates were last made
 
 
 @plain
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """What updates are earned by: `ratio` a transition since `collected`, when there had been `updates`; and what was
-    collected when the last of them were.
-    """
+    """What updates are earned by: `ratio` a transition since `collected`, when there had been `updates`."""
 
     ratio: float
     collected: int
     updates: int
-    last: int
 
 
 @record
@@ -202,7 +201,7 @@ class Replay:
             draw = _words if key.dim() == 1 else torch.func.vmap(_words, in_dims=(0, None, None))
             words, used = draw(key, max(updates, _AHEAD), plan.batch), 0
         now = words.narrow(-2, used, updates)
-        where = ring.where.to(now.device)
+        where = ring.where if now.is_cpu else ring.where.to(now.device)
         where = where.expand(*now.shape[:-2], 2) if now.dim() > 2 else where
         if self.hindsight is None:
             index, batch = lift(self.drawn)(ring.rows, weights, now, where)
@@ -212,8 +211,8 @@ class Replay:
             batch = lift(self.sample)(ring.rows, weights, index, weight, where, given)
         rows = _in_turn(updates, plan.batch, index.device)
         rows = rows.expand(now.shape) if now.dim() > 2 else rows
-        rate = dataclasses.replace(self._rate(state, plan, envs), last=state.collected)
-        state = ReplayState(state.token, state.collected, state.updates + updates, words, used + updates, rate)
+        rate, made = self._rate(state, plan, envs), state.updates + updates
+        state = ReplayState(state.token, state.collected, made, words, used + updates, rate, state.collected)
         return state, Samples(batch, index), rows
 
     def drawn(self, ring: Rows, weights: Weights, words: Tensor, where: Tensor) -> tuple[Tensor, OffPolicyBatch]:
@@ -246,13 +245,13 @@ class Replay:
         gamma = weights.hyper["gamma"]
         if self.n_step == 1:
             obs, action, reward, terminated, next_obs = self._transitions(ring, index, index)
-            discount = gamma.expand(reward.shape)
+            discount = gamma
             if isinstance(given, Relabelled):
                 reward, terminated = given.earned(0, reward, terminated)
         else:
             last, reward, terminated, discount = self._returns(ring, gamma, index, where, given)
             obs, action, _, _, next_obs = self._transitions(ring, index, last)
-        discount = discount.masked_fill(terminated, 0.0)
+        discount = torch.where(terminated, 0.0, discount)
         if isinstance(given, Relabelled):
             obs, next_obs = given.obs(obs), given.obs(next_obs)
         normalise = (lambda x: x) if isinstance(weights.normaliser, tuple) else weights.normaliser
@@ -323,7 +322,7 @@ class Replay:
         if isinstance(state.token, Token):
             owner: Ring = state.token.take()
             ring = owner.gather() if copy else owner.view()
-        return ReplayRecord(ring, state.collected, state.updates, state.words, state.used, state.rate)
+        return ReplayRecord(ring, state.collected, state.updates, state.words, state.used, state.rate, state.planned)
 
     def restore(self, pure: ReplayRecord, copy: bool = True) -> ReplayState:
         """A ring of its own from a record, or (`copy=False`) in the record's memory.
@@ -331,7 +330,7 @@ class Replay:
         Errors: CheckpointError when it does not fit the capacity.
         """
         if isinstance(pure.ring, tuple):
-            return ReplayState((), pure.collected, pure.updates, pure.words, pure.used, pure.rate)
+            return ReplayState((), pure.collected, pure.updates, pure.words, pure.used, pure.rate, pure.planned)
         ring: RingRecord = pure.ring
         if isinstance(ring.rows.priority, Tensor) != (self.prioritised is not None):
             raise CheckpointError(
@@ -345,7 +344,9 @@ class Replay:
                 f"a ring of {ring.size} rows, {filled} with those around, is not that of Replay({of})"
             )
         restored = self._followed(Ring.restore(rows, ring, self.frames, copy))
-        return ReplayState(restored.token(), pure.collected, pure.updates, pure.words, pure.used, pure.rate)
+        return ReplayState(
+            restored.token(), pure.collected, pure.updates, pure.words, pure.used, pure.rate, pure.planned
+        )
 
     def _followed(self, ring: Ring) -> Ring:
         if self.hindsight is not None:
@@ -369,11 +370,10 @@ class Replay:
     def _rate(self, state: ReplayState, plan: Sampling, envs: int) -> Rate:
         """The first one counts from the rollout before the first update; another ratio from the last updates on."""
         if state.rate is None:
-            begun = self._first(envs) - self.steps * envs
-            return Rate(plan.ratio, begun, 0, begun)
+            return Rate(plan.ratio, self._first(envs) - self.steps * envs, 0)
         if state.rate.ratio == plan.ratio:
             return state.rate
-        return Rate(plan.ratio, state.rate.last, state.updates, state.rate.last)
+        return Rate(plan.ratio, state.planned, state.updates)
 
     def nbytes(self, actor: OffPolicyActorCritic, envs: int) -> int:
         """Of a ring for so many environments."""
