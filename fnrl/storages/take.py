@@ -3,6 +3,7 @@
 Operators hide numpy from a vmap, as in `fnrl.random`; elsewhere (on a device, in a graph) the same is done in torch.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,16 @@ def places(words: Tensor, where: Tensor, envs: int, whole: int) -> Tensor:
         return (_places if under_transform() else _numpy_places)(words, where, envs, whole)
     start, size = where.unbind(0)
     return ((words.flatten() * (size * envs) >> 32) + start * envs) % (whole * envs)
+
+
+def alike(place: Tensor) -> Tensor:
+    """A weight of 1 for each place `[K * B]`: made once, where it needn't be of a graph."""
+    return _ones(len(place)) if _on_numpy(place) else torch.ones_like(place, dtype=torch.float32)
+
+
+@functools.lru_cache(maxsize=16)
+def _ones(count: int) -> Tensor:
+    return torch.ones(count)
 
 
 def transitions(rows: Rows, place: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
