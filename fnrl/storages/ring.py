@@ -359,7 +359,7 @@ def _finals(rows: int, envs: int) -> int:
     """Places for the ends of episodes, so many that few rings outgrow them: a graph is of one size. Where nothing was
     written an operating system has no memory for it yet.
     """
-    return min(rows * envs, max(1024, rows * envs // 8))
+    return min(rows * envs, max(1024, rows * envs // 16))
 
 
 def rows_of(capacity: int, frames: Frames | None) -> int:
