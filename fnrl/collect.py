@@ -110,8 +110,8 @@ def collect_rollout(run: Run, state: CollectState, weights: Weights) -> tuple[Co
             memory = tree.where(bad, state.memory, memory)
             env_state = tree.where(bad, state.env, env_state) if parts.env.pure else env_state
             reward, moments, episodes, tally, _ = account(*facts, rollout, state.tally, weights.hyper)
-    count, told = length * parts.env.num_envs, () if run.lanes is None else sound
-    made = Rollout(replace(rollout, reward=reward), moments, weights.version, count, sound=told)
+    count = length * parts.env.num_envs
+    made = Rollout(replace(rollout, reward=reward), moments, weights.version, count, sound=sound)
     state = CollectState(env_state, memory, tally, state.key, sound, ahead, state.rollouts + 1)
     return state, made if length == steps else _filled(run, made, steps), episodes
 

@@ -30,7 +30,7 @@ def merge_rollouts(run: Run, rollouts: Sequence[Rollout]) -> Rollout:
         min(r.version for r in rollouts),
         sum(r.env_steps for r in rollouts),
         valid,
-        () if run.lanes is None else reduce(torch.logical_and, [r.sound for r in rollouts]),
+        () if isinstance(rollouts[0].sound, tuple) else reduce(torch.logical_and, [r.sound for r in rollouts]),
     )
 
 

@@ -218,7 +218,7 @@ class Transition:
 @record
 class Rollout:
     """What collect sends up: transitions `[T, N]`, the moments of their raw observations (or `()`), and where they
-    come from. `valid` `[T, N]` says which transitions happened; it is `()` where all did. `sound` `[S]` says of lanes
+    come from. `valid` `[T, N]` says which transitions happened; it is `()` where all did. `sound` `[]` says
     whether all was finite so far.
     """
 
