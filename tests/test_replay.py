@@ -487,7 +487,7 @@ def test_what_looks_beyond_a_rollout_is_not_collected_in_any_order(given):
 @pytest.mark.parametrize("n_step", [1, 3])
 @pytest.mark.parametrize("many", [None, 2])
 def test_a_graph_draws_the_samples_of_numpy(n_step, many):
-    """Around the ring's end, over the ends of episodes, and after more of these than there was room for at first."""
+    """Around the ring's end and over the ends of episodes."""
     storage, worlds = Replay(capacity=40, warmup=0, n_step=n_step), [World(i, 0.6) for i in range(many or 1)]
     shared = weights()
     if many:
@@ -507,3 +507,22 @@ def test_a_graph_draws_the_samples_of_numpy(n_step, many):
         assert tree.different_bits(mine, other) == []
         ends += int((other.batch.discount == 0.0).sum())
     assert ends > 100
+
+
+def test_a_ring_makes_room_for_more_ends_than_it_had_places(monkeypatch):
+    """And gives the samples, and the record, of one that had enough."""
+
+    def life():
+        storage, world = Replay(capacity=40, warmup=0, n_step=2), World(0, 0.9)
+        state = storage.init()
+        for _ in range(12):
+            state = storage.append(state, world.rollout(7))
+        return everything(storage, state), storage.gather(state), state.token.take().rows.finals.shape[0]
+
+    want, record, enough = life()
+    monkeypatch.setattr("fnrl.storages.ring._finals", lambda rows, envs: 3)
+    got, same, grown = life()
+    assert grown > 3
+    assert grown != enough
+    assert tree.different_bits(got, want) == []
+    assert tree.different_bits(same, record) == []

@@ -41,7 +41,7 @@ class Actor:
     def _scaled(self, action: Tensor, space: Box) -> Tensor:
         if space.low == -1.0 and space.high == 1.0:
             action = action.clamp(-1.0, 1.0)
-        elif any(math.isfinite(x) for x in (*ends(space.low), *ends(space.high))):
+        elif space.low != -math.inf or space.high != math.inf:
             low, high = (b.reshape(-1).to(action.device) for b in space.bounds())
             if space.bounded:
                 action = low + (action.clamp(-1.0, 1.0) + 1.0) * 0.5 * (high - low)
@@ -73,21 +73,15 @@ class Actor:
         x = obs
         if isinstance(space, Discrete):  # not F.one_hot, which reads its input: it fails under vmap of grad
             x = (obs[..., None] == torch.arange(space.n, device=obs.device)).float()
-        if x.dtype == torch.uint8 and isinstance(space, Box):  # from its bounds to [0, 1]: images by 255
-            low, high = (b.to(x.device) for b in space.bounds())
-            x = (
-                x.float() / 255.0
-                if (space.low, space.high) == (0.0, 255.0)
-                else (x - low) / (high - low).clamp(min=1.0)
-            )
+        if x.dtype == torch.uint8 and isinstance(space, Box):  # from its bounds to [0, 1]
+            if (space.low, space.high) == (0.0, 255.0):  # an image
+                x = x.float() / 255.0
+            else:
+                low, high = (b.to(x.device) for b in space.bounds())
+                x = (x - low) / (high - low).clamp(min=1.0)
         if self.torso is not None:
             x = self.torso.apply(groups["torso"], fit(self.torso, x, self._obs_shape()))
         return x
-
-
-def ends(x: tuple[float, ...] | float) -> tuple[float, ...]:
-    """The different bounds of a Box."""
-    return x if isinstance(x, tuple) else (x,)
 
 
 def taken(net: Any, shape: tuple[int, ...]) -> tuple[int, ...]:

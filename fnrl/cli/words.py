@@ -116,13 +116,13 @@ def read(parser: argparse.ArgumentParser, words: Words) -> argparse.Namespace:
 def _meant(word: str, flags: list[str]) -> str:
     """The options whose last name is that of the word, or what others call so; else the nearest."""
     last = word.removeprefix("--").rsplit(".", 1)[-1].replace("-", "_")
-    names = {last, *_ELSEWHERE.get(last, ())}
+    names = {last, *_ALIASES.get(last, ())}
     same = [f for f in flags if f.removeprefix("--").rsplit(".", 1)[-1].replace("-", "_") in names]
     return f"; did you mean {' or '.join(same)}?" if same else nearest(word, flags)
 
 
 # what stable-baselines3 and CleanRL call some options
-_ELSEWHERE: dict[str, tuple[str, ...]] = {
+_ALIASES: dict[str, tuple[str, ...]] = {
     "learning_rate": ("lr",),
     "batch_size": ("batch", "minibatches"),
     "n_steps": ("steps",),

@@ -20,7 +20,7 @@ from fnrl.record import host, plain, record, replace
 from fnrl.storages.frames import Frames
 from fnrl.storages.hindsight import Hindsight, Relabelled
 from fnrl.storages.ring import Ring, RingRecord, Rows, by_priority, rows_of
-from fnrl.storages.take import alike, places, transitions
+from fnrl.storages.take import ones, places, transitions
 from fnrl.token import Token
 from fnrl.types import OffPolicyBatch, Rollout, Sampling, Tree, Weights
 
@@ -227,7 +227,7 @@ class Replay:
         whole, n = ring.reward.shape
         if self.prioritised is None:
             place = places(words, where, n, whole)
-            return place, alike(place)
+            return place, ones(place)
         place, chance = by_priority(ring.priority, ring.sums, (words >> 9) * 2.0**-23)
         weight = _power(where[1] * n * chance, -hyper["priority_beta"])
         return place.flatten(), (weight / weight.amax(-1, keepdim=True)).flatten()

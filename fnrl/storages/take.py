@@ -26,14 +26,15 @@ def places(words: Tensor, where: Tensor, envs: int, whole: int) -> Tensor:
     return ((words.flatten() * (size * envs) >> 32) + start * envs) % (whole * envs)
 
 
-def alike(place: Tensor) -> Tensor:
+def ones(place: Tensor) -> Tensor:
     """A weight of 1 for each place `[K * B]`: made once, where it needn't be of a graph."""
     return _ones(len(place)) if _on_numpy(place) else torch.ones_like(place, dtype=torch.float32)
 
 
 @functools.lru_cache(maxsize=16)
 def _ones(count: int) -> Tensor:
-    return torch.ones(count)
+    with torch.inference_mode(False):  # whoever asks first, a loss can use it
+        return torch.ones(count)
 
 
 def transitions(rows: Rows, place: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
