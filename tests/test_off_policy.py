@@ -477,3 +477,18 @@ LEARNING = [
 def test_the_values_of_the_probes_are_found(kind, probe):
     algo, actor = agent(kind, probe)
     assert error(probe, algo, actor, fnrl.Replay(capacity=4096, steps=1, warmup=64), 280) < 0.05
+
+
+@pytest.mark.parametrize("lanes", [None, 2])
+def test_a_target_moves_at_every_so_many_updates_of_a_scheme(lanes):
+    env = fnrl.envs.CartPole(num_envs=2)
+    actor = fnrl.OffPolicyActorCritic(env.spec, None, fnrl.MLP((4,)), critics=1)
+    parts = fnrl.Parts(env, actor, fnrl.DQN(batch=4, ratio=0.5, target_every=3), fnrl.Replay(capacity=40, warmup=8))
+    scheme = fnrl.Scheme(parts, fnrl.centralised(fnrl.gradients(fnrl.collect)))
+    state = scheme.init(fnrl.key(0) if lanes is None else fnrl.seeds(lanes))
+    for _ in range(10):
+        before = state.weights.target.vector
+        state, _ = scheme.step(state)
+        due = state.version % 3 == 0
+        want = state.weights.params.vector if due else before
+        assert torch.equal(state.weights.target.vector, want)
