@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fnrl.autodiff import under_transform
-from fnrl.storages.ring import Rows, successors
+from fnrl.storages.ring import Rows, arrays_of, successors
 
 
 def places(words: Tensor, where: Tensor, envs: int, whole: int) -> Tensor:
@@ -40,8 +40,9 @@ def _ones(count: int) -> Tensor:
 def transitions(rows: Rows, place: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Observation, action, reward and termination at some places `[B]`, and what truly followed other places."""
     if _on_numpy(place):
-        held = rows.obs, rows.action, rows.reward, rows.terminated, rows.final_at, rows.finals
-        return (_take if under_transform() else _numpy_take)(*held, place, last)
+        if not under_transform():
+            return _taken(rows.arrays, place, last)
+        return _take(rows.obs, rows.action, rows.reward, rows.terminated, rows.final_at, rows.finals, place, last)
     found = [getattr(rows, n).flatten(0, 1).index_select(0, place) for n in ("obs", "action", "reward", "terminated")]
     return found[0], found[1], found[2], found[3], successors(rows, last)
 
@@ -60,16 +61,19 @@ def _numpy_places(words: Tensor, where: Tensor, envs: int, whole: int) -> Tensor
     return torch.from_numpy(place)
 
 
-def _numpy_take(*args: Tensor) -> Any:
-    *columns, finals, at, then = (x.numpy() for x in args)
-    envs = columns[2].shape[1]
-    obs, action, reward, terminated, final_at = (x.reshape(-1, *x.shape[2:]) for x in columns)
+def _taken(arrays: tuple[Any, ...], place: Tensor, last: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    obs, action, reward, terminated, final_at, finals, envs = arrays
+    at, then = place.numpy(), last.numpy()
     following, final = obs.take(then + envs, 0, mode="wrap"), final_at.take(then)
     if final.max(initial=-1) >= 0:
         ended = np.flatnonzero(final >= 0)
         following[ended] = finals[final[ended]]
     found = obs.take(at, 0), action.take(at, 0), reward.take(at), terminated.take(at), following
-    return tuple(map(torch.from_numpy, found))
+    return tuple(map(torch.from_numpy, found))  # type: ignore[return-value]
+
+
+def _numpy_take(*args: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _taken(arrays_of(*args[:-2]), args[-2], args[-1])
 
 
 def _vmap_places(
