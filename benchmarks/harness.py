@@ -47,6 +47,8 @@ def main(description: str, cases: dict[str, Callable[[argparse.Namespace], Itera
     for name, settings in options.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **settings)
     args = parser.parse_args()
+    said = [x for x in sys.argv[1:] if not x.startswith("--json") and Path(x) != args.json]  # where isn't what
+    command = " ".join(["python", os.path.relpath(sys.argv[0], HERE.parent), *said])
     if args.list:
         for name, case in cases.items():
             print(f"{name:24} {(case.__doc__ or '').strip().splitlines()[0]}")
@@ -59,17 +61,16 @@ def main(description: str, cases: dict[str, Callable[[argparse.Namespace], Itera
             print(line(row), flush=True)
         rows += mine
         if args.json:
-            keep(args.json, name, mine)
+            keep(args.json, name, mine, command)
     print("\n" + "\n".join(line(r) for r in rows))
     sys.exit(0 if all(r.passed for r in rows) else 1)
 
 
-def keep(path: Path, case: str, rows: Sequence[Row]) -> None:
+def keep(path: Path, case: str, rows: Sequence[Row], command: str) -> None:
     """Puts the figures of a case into the file, in the place of those that an earlier call has left there: what takes
     long can be run in several sittings.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = "python " + " ".join([os.path.relpath(sys.argv[0], HERE.parent), *sys.argv[1:]])
     before = json.loads(path.read_text())["rows"] if path.exists() else []
     kept = [r for r in before if r["case"] not in {case, *(r.case for r in rows)}]
     on = machine()  # of this call: rows that stay are of theirs

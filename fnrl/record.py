@@ -146,6 +146,22 @@ class cached(Generic[T]):  # noqa: N801
         return value
 
 
+def once(compute: Callable[[Any], T]) -> Callable[[Any], T]:
+    """A function of a record, computed once for each, as `cached` does for its own properties."""
+    name = f"{compute.__module__}.{compute.__qualname__}"
+
+    @functools.wraps(compute)
+    def of(x: Any) -> T:
+        value = x.__dict__.get(name)
+        if value is None:
+            value = compute(x)
+            if not torch.compiler.is_dynamo_compiling():
+                x.__dict__[name] = value
+        return value
+
+    return of
+
+
 def is_record(x: Any) -> bool:
     """Whether `x` is an instance of a class made by `record`."""
     return hasattr(type(x), "__fields__")

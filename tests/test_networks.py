@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fnrl
-from fnrl import random
+from fnrl import random, tree
 from fnrl.networks import GRU, linear, orthogonal
 from fnrl.spaces import Box, Discrete, EnvSpec
 from fnrl.types import Params
@@ -244,7 +244,7 @@ def test_recurrent_policies_recur_and_acting_agrees_with_evaluating(spec, torso)
     noise, memory = actor.noise(random.key(4), steps, n), random.normal(random.key(5), (n, 6))
     first, actions, logps = memory, [], []
     for t in range(steps):
-        action, _, logp, after = actor.act(params, obs[t], memory, noise[t])
+        action, _, logp, after = actor.act(params, obs[t], memory, tree.index(noise, t))
         assert not torch.equal(after, memory)
         memory = torch.where(done[t][:, None], 0.0, after)
         actions.append(action)
@@ -255,6 +255,17 @@ def test_recurrent_policies_recur_and_acting_agrees_with_evaluating(spec, torso)
     torch.testing.assert_close(torch.where(done[-1][:, None], 0.0, memories[-1]), memory, rtol=1e-5, atol=1e-6)
     blank, _, _, _ = actor.evaluate(params, obs, torch.zeros_like(first), starts, torch.stack(actions))
     assert not torch.allclose(blank, logp)  # what was remembered matters
+
+
+def test_a_density_that_is_ready_before_acting_is_that_of_the_action():
+    actor = fnrl.OnPolicyActorCritic(BOX, log_std=-0.7)
+    params, obs, memory = actor.init(random.key(0)), random.normal(random.key(2), (7, 5)), actor.memory(7)
+    noise = tree.index(actor.noise(random.key(4), 2, 7), 1)
+    action, sent, logp, _ = actor.act(params, obs, memory, noise)
+    plain = actor.act(params, obs, memory, noise.z)
+    assert tree.same_bits((action, sent), plain[:2])
+    torch.testing.assert_close(logp, plain[2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(noise.logp, torch.distributions.Normal(0.0, 1.0).log_prob(noise.z).sum(-1))
 
 
 @pytest.mark.parametrize("algo", [fnrl.PPO(minibatches=1, entropy_coef=0.01), fnrl.A2C(entropy_coef=0.01)])
@@ -304,7 +315,7 @@ def test_observations_of_every_kind(obs):
             x = torch.tensor([0, 3, 1])
         else:
             x = (255 * random.uniform(random.key(1), (3, *obs.shape))).to(obs.stored)
-        action, _, logp, _ = actor.act(params, x, actor.memory(3), actor.noise(random.key(2), 1, 3)[0])
+        action, _, logp, _ = actor.act(params, x, actor.memory(3), tree.index(actor.noise(random.key(2), 1, 3), 0))
         assert action.shape == logp.shape == (3,)
         v, _ = actor.values(params, x[None], actor.memory(3), torch.zeros(1, 3, dtype=torch.bool))
         assert v.shape == (1, 3)

@@ -229,7 +229,7 @@ def test_the_actor_takes_any_space(spec, seed):
     who = fnrl.OnPolicyActorCritic(spec, MLP((3,)), MLP((3,)))
     obs = strategies.observations(spec.obs, (2,), seed)
     params, memory = who.init(random.key(seed)), who.memory(2)
-    action, env_action, logp, _ = who.act(params, obs, memory, who.noise(random.key(seed), 1, 2)[0])
+    action, env_action, logp, _ = who.act(params, obs, memory, tree.index(who.noise(random.key(seed), 1, 2), 0))
     actor._check_inside(who, spec.action, env_action)
     assert env_action.shape == (2, *spec.action.shape)
     starts = torch.zeros(1, 2, dtype=torch.bool)

@@ -1,7 +1,7 @@
 """The actor of on-policy algorithms: a stochastic policy and a state value."""
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,8 +12,17 @@ from fnrl.actors.base import Actor, Groups, fit, taken
 from fnrl.component import component, option, setting
 from fnrl.distributions import Categorical, Normal
 from fnrl.networks import GRU, MLP, Network, Tensors, linear
+from fnrl.record import once, record
 from fnrl.spaces import Box, Discrete, EnvSpec
 from fnrl.types import Params
+
+
+@record
+class Normals:
+    """What Box actions are drawn by: standard normals `[..., A]`, and the logarithm of their density `[...]`."""
+
+    z: Tensor
+    logp: Tensor
 
 
 @component
@@ -69,26 +78,32 @@ class OnPolicyActorCritic(Actor):
         """The memory at the start of an episode, `[n, H]`; H is 0 without recurrence."""
         return torch.zeros(n, self.recurrent.size if self.recurrent else 0)
 
-    def noise(self, key: Tensor, steps: int, n: int) -> Tensor:
+    def noise(self, key: Tensor, steps: int, n: int) -> Tensor | Normals:
         """What `act` needs for `steps` steps of `n` environments, `[T, N, ...]`."""
         action = self.spec.action
         if isinstance(action, Discrete):
             return random.gumbel(key, (steps, n, action.n))
-        return random.normal(key, (steps, n, action.size))
+        z = random.normal(key, (steps, n, action.size))
+        return Normals(z, Normal(torch.zeros_like(z), torch.zeros_like(z)).log_prob(z))
 
     # -- acting -------------------------------------------------------------------------------------------------
 
-    def act(
-        self, params: Params, obs: Tensor, memory: Tensor, noise: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def act(self, params: Params, obs: Tensor, memory: Tensor, noise: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`action, env_action, logp [N], memory`; the most likely action where noise is None. obs `[N, ...]`, noise
         `[N, ...]`.
+
+        a = mean + std z,   log p(a) = log N(z; 0, 1) - sum_i log std_i: what depends on no observation is ready before.
         """
-        groups = params.groups
-        x, memory = self._shared(groups, obs, memory)
-        pi = self._policy(groups, x)
-        action = pi.mode() if noise is None else pi.sample(noise)
-        return action, self.env_action(action), pi.log_prob(action), memory
+        x, memory = self._shared(params.groups, obs, memory)
+        x = self._policy_out(params.groups, x)
+        if isinstance(noise, Normals):
+            std, log_stds = _spread(params)
+            action, logp = x + std * noise.z, noise.logp - log_stds
+        else:
+            pi = self._policy(params.groups, x)
+            action = pi.mode() if noise is None else pi.sample(noise)
+            logp = pi.log_prob(action)
+        return action, self.env_action(action), logp, memory
 
     # -- evaluating ---------------------------------------------------------------------------------------------
 
@@ -102,7 +117,7 @@ class OnPolicyActorCritic(Actor):
         """
         groups = params.groups
         x, memories = self._unroll(groups, obs, memory, starts)
-        pi = self._policy(groups, x)
+        pi = self._policy(groups, self._policy_out(groups, x))
         return pi.log_prob(action), pi.entropy(), self._value(groups, x), memories
 
     def values(self, params: Params, obs: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,13 +151,22 @@ class OnPolicyActorCritic(Actor):
         out = torch.stack(memories)
         return out, out
 
-    def _policy(self, groups: Groups, x: Tensor) -> Categorical | Normal:
+    def _policy_out(self, groups: Groups, x: Tensor) -> Tensor:
         x = self.policy.apply(groups["policy"], fit(self.policy, x, self._shared_shape()))
-        x = F.linear(x, groups["policy"]["head.weight"], groups["policy"]["head.bias"])
+        return F.linear(x, groups["policy"]["head.weight"], groups["policy"]["head.bias"])
+
+    def _policy(self, groups: Groups, out: Tensor) -> Categorical | Normal:
         if isinstance(self.spec.action, Discrete):
-            return Categorical(x)
-        return Normal(x, groups["policy"]["log_std"].expand_as(x))
+            return Categorical(out)
+        return Normal(out, groups["policy"]["log_std"].expand_as(out))
 
     def _value(self, groups: Groups, x: Tensor) -> Tensor:
         x = self.value.apply(groups["value"], fit(self.value, x, self._shared_shape()))
         return F.linear(x, groups["value"]["head.weight"], groups["value"]["head.bias"]).squeeze(-1)
+
+
+@once
+def _spread(params: Params) -> tuple[Tensor, Tensor]:
+    """The standard deviations of Box actions `[A]`, and the sum of their logarithms `[]`."""
+    log_std = params.groups["policy"]["log_std"]
+    return torch.exp(log_std), log_std.sum()
