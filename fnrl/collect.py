@@ -173,8 +173,8 @@ def _steps_of(noise: Tree, axis: int) -> tuple[Tree, ...]:
 
 def _draw(env: Any, actor: Any, steps: int, key: Tensor, number: Tensor) -> tuple[Tree, Tree]:
     """The noise of a rollout, `[T, N, ...]`: the actor's, and a pure environment's."""
-    acting, stepping = random.split(random.fold_in(key, number)).unbind(0)
-    return actor.noise(acting, steps, env.num_envs), env.noise(stepping, steps) if env.pure else ()
+    of_actor, of_env = random.split(random.fold_in(key, number)).unbind(0)
+    return actor.noise(of_actor, steps, env.num_envs), env.noise(of_env, steps) if env.pure else ()
 
 
 def _draw_many(env: Any, actor: Any, steps: int, many: int, key: Tensor, first: Tensor) -> tuple[Tree, Tree]:
@@ -186,14 +186,14 @@ def _draw_many(env: Any, actor: Any, steps: int, many: int, key: Tensor, first: 
 def _rolled(run: Run, state: CollectState, weights: Weights, drawn: Any) -> tuple[Any, Tensor, Transition]:
     """The environments and the memory after a rollout, and its transitions: all, unless it was stopped early."""
     parts, axis, steps = run.parts, run.axis, run.parts.storage.steps
-    env_state, memory, made = state.env, state.memory, []
+    env_state, memory, made, how = state.env, state.memory, [], acting(run, weights)
     if _at_once(run):
         k = max(n for n in range(1, _UNROLLED + 1) if steps % n == 0)
-        facts = parts.env, k, *_acting(run, weights)
+        facts = parts.env, k, *how
         return run.together(_all_steps)(axis, steps, *facts, env_state, memory, *drawn)
     least = steps if run.least is None else max(1, math.ceil(run.least * steps))
     for t, (noise, env_noise) in enumerate(drawn):
-        env_state, memory, transition = advance(run, env_state, memory, weights, noise, env_noise)
+        env_state, memory, transition = advance(run, how, env_state, memory, noise, env_noise)
         made.append(transition)
         if least <= t + 1 < steps and run.executor.stopped(run, state.rollouts, t + 1):
             break
@@ -202,11 +202,11 @@ def _rolled(run: Run, state: CollectState, weights: Weights, drawn: Any) -> tupl
 
 def _all_steps(graph: Callable[..., Any], axis: int, steps: int, env: Any, at_once: int, *args: Any) -> Any:
     """`_rolled` of a pure environment, `at_once` of its steps in a graph."""
-    *acting, state, memory, noise, env_noise = args
+    *how, state, memory, noise, env_noise = args
     made = []
     for t in range(0, steps, at_once):
         part = tree.map(lambda x: x.narrow(axis, t, at_once), (noise, env_noise))  # noqa: B023
-        state, memory, transitions = graph(_act_and_steps)(env, at_once, *acting, state, memory, *part)
+        state, memory, transitions = graph(_act_and_steps)(env, at_once, *how, state, memory, *part)
         made.append(transitions)
     return state, memory, tree.concatenate(made, axis)
 
@@ -219,7 +219,10 @@ def act(
     return actor.act(params, seen, memory, noise)
 
 
-def _acting(run: Run, weights: Weights) -> tuple[Any, bool, Any, Tree, dict[str, Tensor], Tensor]:
+Acting = tuple[Any, bool, Any, Tree, dict[str, Tensor], Tensor]
+
+
+def acting(run: Run, weights: Weights) -> Acting:
     """What acting to learn takes besides observations: the actor, whether any action does, weights, and where the
     environments stand among those of all workers.
     """
@@ -229,7 +232,7 @@ def _acting(run: Run, weights: Weights) -> tuple[Any, bool, Any, Tree, dict[str,
 
 
 def _explore(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`act` to learn: of what `_acting` gives, the observation, the memory and the noise; without noise, not to."""
+    """`act` to learn: of what `acting` gives, the observation, the memory and the noise; without noise, not to."""
     actor, anything, params, normaliser, hyper, places, obs, memory, noise = args
     if noise is not None:
         noise = actor.explored(noise, actor.placed(hyper, places), anything)
@@ -237,40 +240,38 @@ def _explore(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def advance(
-    run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tree, env_noise: Tree
+    run: Run, how: Acting, state: Any, memory: Tensor, noise: Tree, env_noise: Tree
 ) -> tuple[Any, Tensor, Transition]:
     """One step of the environments: their next state, the memory after it (cleared where an episode ended), what
     happened.
     """
-    return (_pure_step if run.parts.env.pure else _hosted_step)(run, state, memory, weights, noise, env_noise)
-
-
-def _pure_step(run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tree, env_noise: Tree) -> Any:
-    return run.graph(_act_and_step)(run.parts.env, *_acting(run, weights), state, memory, noise, env_noise)
+    if run.parts.env.pure:
+        return run.graph(_act_and_step)(run.parts.env, *how, state, memory, noise, env_noise)
+    return _hosted_step(run, how, state, memory, noise, env_noise)
 
 
 def _act_and_step(env: Any, *args: Any) -> tuple[Any, Tensor, Transition]:
-    *acting, state, memory, noise, env_noise = args
-    action, env_action, logp, after = _explore(*acting, state.obs, memory, noise)
+    *how, state, memory, noise, env_noise = args
+    action, env_action, logp, after = _explore(*how, state.obs, memory, noise)
     next_state, step = env.step(state, env_action, env_noise)
     return next_state, _memory_after(after, step), _transition(state.obs, action, logp, step, memory)
 
 
 def _act_and_steps(env: Any, steps: int, *args: Any) -> tuple[Any, Tensor, Transition]:
     """`steps` of them, and their transitions `[steps, N]`."""
-    *acting, state, memory, noise, env_noise = args
+    *how, state, memory, noise, env_noise = args
     made = []
     for t in range(steps):
         drawn = tree.index((noise, env_noise), t)
-        state, memory, transition = _act_and_step(env, *acting, state, memory, *drawn)
+        state, memory, transition = _act_and_step(env, *how, state, memory, *drawn)
         made.append(transition)
     return state, memory, tree.stack(made)
 
 
-def _hosted_step(run: Run, state: Any, memory: Tensor, weights: Weights, noise: Tree, env_noise: Tree) -> Any:
-    parts, obs = run.parts, state.obs.to(run.device)
-    action, env_action, logp, after = run.graph(_explore)(*_acting(run, weights), obs, memory, noise)
-    next_state, step = parts.env.step(state, env_action, env_noise)
+def _hosted_step(run: Run, how: Acting, state: Any, memory: Tensor, noise: Tree, env_noise: Tree) -> Any:
+    obs = state.obs if run.device == "cpu" else state.obs.to(run.device)
+    action, env_action, logp, after = run.graph(_explore)(*how, obs, memory, noise)
+    next_state, step = run.parts.env.step(state, env_action, env_noise)
     step = tree.to(step, run.device) if run.device != "cpu" else step
     return next_state, _memory_after(after, step), _transition(obs, action, logp, step, memory)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fnrl import random, tree
-from fnrl.collect import advance, first_state
+from fnrl.collect import acting, advance, first_state
 from fnrl.executor.inline import Inline
 from fnrl.lift import Run
 from fnrl.parts import Parts
@@ -71,7 +71,7 @@ def evaluate(
     axis, fold, draw = run.axis, run.lift(random.fold_in), run.lift(vector.noise)
     each = math.ceil(episodes / vector.num_envs)
     state = first_state(run, key)
-    env_state, memory = state.env, state.memory
+    env_state, memory, how = state.env, state.memory, acting(run, weights)
     total, length = state.tally.returns, state.tally.lengths
     counted = torch.zeros_like(length)
     noise: Any = ()
@@ -81,7 +81,7 @@ def evaluate(
             if t % _CHUNK == 0:
                 noise = draw(fold(state.key, t // _CHUNK), _CHUNK) if vector.pure else ()
             now = tree.map(lambda x, t=t: x.select(axis, t % _CHUNK), noise)
-            env_state, memory, step = advance(run, env_state, memory, weights, None, now)
+            env_state, memory, step = advance(run, how, env_state, memory, None, now)
             total, length = total + step.reward, length + 1
             done = step.terminated | step.truncated
             if bool(done.any()):
