@@ -19,7 +19,8 @@ from fnrl.errors import CheckpointError, CompositionError
 from fnrl.record import host, plain, record, replace
 from fnrl.storages.frames import Frames
 from fnrl.storages.hindsight import Hindsight, Relabelled
-from fnrl.storages.ring import Ring, RingRecord, Rows, by_priority, rows_of
+from fnrl.storages.priorities import by_priority
+from fnrl.storages.ring import Ring, RingRecord, Rows, rows_of
 from fnrl.storages.take import ones, places, transitions
 from fnrl.token import Token
 from fnrl.types import OffPolicyBatch, Rollout, Sampling, Tree, Weights

@@ -7,7 +7,6 @@ oldest row. With lanes every tensor has `[S]` in front.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,11 +18,10 @@ from fnrl import tree
 from fnrl.errors import EnvironmentFault
 from fnrl.record import cached, host, record, replace
 from fnrl.storages.frames import Frames
+from fnrl.storages.priorities import BLOCK, blocks, write_priority
 from fnrl.storages.spans import Spans
 from fnrl.token import Owner, Token
 from fnrl.types import Transition
-
-_BLOCK = 128  # priorities summed at once
 
 
 @record
@@ -164,7 +162,7 @@ class Ring(Owner):
         finals = room(obs.select(axis + 1, 0), _finals(length, n))
         priority: Any = ()
         if prioritised:
-            priority = (*_blocks(steps.reward, axis, length), steps.reward.new_ones(lead))
+            priority = (*blocks(steps.reward, axis, length), steps.reward.new_ones(lead))
         at = room(steps.reward.int()).fill_(-1)
         flags = room(steps.terminated), room(steps.truncated)
         made = Rows(room(obs), room(steps.action), room(steps.reward), *flags, at, finals, *(priority or ((), (), ())))
@@ -219,28 +217,18 @@ class Ring(Owner):
             n = steps.reward.shape[-1]
             index = (first + torch.arange(length, device=rows.priority.device)) % whole
             flat = (index[:, None] * n + torch.arange(n, device=index.device)).flatten()
-            self._set_priority(flat, rows.top[..., None].expand(*rows.top.shape, len(flat)))
+            write_priority(rows.priority, rows.sums, flat, rows.top[..., None].expand(*rows.top.shape, len(flat)))
             rest = (self.cursor + torch.arange(whole - self.capacity, device=index.device)) % whole
             tip = (rest[:, None] * n + torch.arange(n, device=index.device)).flatten()
-            self._set_priority(tip, rows.top.new_zeros(*rows.top.shape, len(tip)))
+            write_priority(rows.priority, rows.sums, tip, rows.top.new_zeros(*rows.top.shape, len(tip)))
         return token
 
     def prioritise(self, index: Tensor, priority: Tensor) -> None:
         """Sets the priorities `[B]` (to the power alpha) of the samples at `index` `[B]`; of one drawn twice, the
         greater.
         """
-        self._set_priority(index, priority)
+        write_priority(self.rows.priority, self.rows.sums, index, priority)
         torch.maximum(self.rows.top, priority.amax(-1), out=self.rows.top)
-
-    def _set_priority(self, index: Tensor, priority: Tensor) -> None:
-        rows = self.rows
-        index = index.expand(priority.shape)
-        rows.priority.scatter_(-1, index, 0.0)
-        rows.priority.scatter_reduce_(-1, index, priority, "amax")
-        blocks = index // _BLOCK
-        table = rows.priority.reshape(*rows.sums.shape, _BLOCK)
-        picked = torch.take_along_dim(table, blocks[..., None], -2)
-        rows.sums.scatter_(-1, blocks, picked.sum(-1))
 
     def _check_stacks(self, frames: Frames, steps: Transition, sound: Any) -> None:
         """The older frames of an observation are the newer ones of the observation before, or those of a first one."""
@@ -356,13 +344,13 @@ class Ring(Owner):
         fields["finals"] = room(given.finals, ends, None)
         fields.update(priority=(), sums=(), top=())
         if isinstance(given.priority, Tensor):
-            priority, sums = _blocks(given.reward, axis, length)
-            there = min(priority.shape[-1], given.priority.shape[-1]) // _BLOCK * _BLOCK
+            priority, sums = blocks(given.reward, axis, length)
+            there = min(priority.shape[-1], given.priority.shape[-1]) // BLOCK * BLOCK
             priority[..., :there] = given.priority[..., :there]
-            if given.sums.shape[-1] * _BLOCK == given.priority.shape[-1]:
-                sums[..., : there // _BLOCK] = given.sums[..., : there // _BLOCK]
+            if given.sums.shape[-1] * BLOCK == given.priority.shape[-1]:
+                sums[..., : there // BLOCK] = given.sums[..., : there // BLOCK]
             else:  # of blocks of another size
-                sums.copy_(priority.reshape(*sums.shape, _BLOCK).sum(-1))
+                sums.copy_(priority.reshape(*sums.shape, BLOCK).sum(-1))
             fields.update(priority=priority, sums=sums, top=given.top.clone())
         return Ring(capacity, Rows(**fields), pure.cursor, pure.size, frames)
 
@@ -386,13 +374,6 @@ def rows_of(capacity: int, frames: Frames | None) -> int:
     return capacity + 1 + (0 if frames is None else frames.count - 1)
 
 
-def _blocks(reward: Tensor, axis: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Priorities of so many rows, and their sums, all 0."""
-    blocks = math.ceil(rows * reward.shape[-1] / _BLOCK)
-    zeros = reward.new_zeros(*reward.shape[:axis], blocks * _BLOCK)
-    return zeros, zeros.new_zeros(*reward.shape[:axis], blocks)
-
-
 def successors(rows: Rows, place: Tensor) -> Tensor:
     """The observations `[B, ...]` that truly followed the steps at some places `[B]` (row x N + environment)."""
     whole, n = rows.reward.shape
@@ -401,20 +382,3 @@ def successors(rows: Rows, place: Tensor) -> Tensor:
     at = rows.final_at.flatten().index_select(0, place)
     ended = (at >= 0).reshape(-1, *[1] * (obs.dim() - 1))
     return torch.where(ended, rows.finals.index_select(0, at.clamp(min=0)), following)
-
-
-def by_priority(priority: Tensor, sums: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Places `[K, B]` drawn in proportion to `priority [M]`, stratified over each batch, and their probabilities."""
-    batch = uniform.shape[-1]
-    ends = sums.cumsum(0)
-    total = ends[-1]
-    aim = (torch.arange(batch, device=uniform.device) + uniform) / batch * total
-    # rounding can carry an aim to the very end, past the last block and place that hold anything: then it is those
-    last_block = (torch.arange(len(sums), device=sums.device) * (sums > 0.0)).amax()
-    block = torch.minimum(torch.searchsorted(ends, aim, right=True), last_block)
-    inside = (aim - (ends - sums)[block]).clamp(min=0.0)
-    table = priority.reshape(-1, _BLOCK)[block]
-    offset = (table.cumsum(-1) <= inside[..., None]).sum(-1).clamp(max=_BLOCK - 1)
-    last = _BLOCK - 1 - (table.flip(-1) > 0.0).int().argmax(-1)
-    offset = torch.minimum(offset, last)
-    return block * _BLOCK + offset, table.gather(-1, offset[..., None]).squeeze(-1) / total
