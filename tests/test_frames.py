@@ -16,6 +16,7 @@ from fnrl import random, tree
 from fnrl.actors import OffPolicyActorCritic
 from fnrl.errors import CheckpointError, CompositionError, EnvironmentFault
 from fnrl.networks import MLP
+from fnrl.record import replace
 from fnrl.spaces import Box, Discrete, EnvSpec
 from fnrl.storages import Frames, Prioritised, Replay
 from fnrl.types import Params, Sampling, Weights
@@ -101,6 +102,41 @@ def feed(thin, state, other, data, rows, error):
     index = torch.zeros(a.rows.priority.shape[-1], dtype=torch.int64)
     index[window(a)] = torch.from_numpy(window(b))
     return thin.feedback(state, dataclasses.replace(data, index=index[data.index]), rows.select(-2, 0), error)
+
+
+@pytest.mark.parametrize("frames", [None, Frames(3), Frames(3, padding=0.0)])
+@pytest.mark.parametrize("count", [None, 2])
+def test_an_episode_that_a_restore_began_anew_ends_the_one_before(frames, count):
+    """As if it had been truncated where the run was saved: what simulators are not brought back to (exact=False)."""
+    envs = 3
+    storage = Replay(capacity=12 * envs, steps=2, warmup=0, n_step=3, frames=frames)
+    worlds = [Pictures(i, frames or Frames(3), envs, 0.3) for i in range(count or 1)]
+
+    def rollout():
+        made = [w.rollout(2) for w in worlds]
+        return lanes(made) if count else made[0]
+
+    before = [rollout() for _ in range(8)]  # the ring wraps
+    axis, steps = 1 if count else 0, before[-1].steps
+    anew = torch.zeros_like(steps.truncated)
+    anew.select(axis, 1)[..., 1:] = True
+    cut = replace(steps, truncated=steps.truncated | (anew & ~steps.terminated))
+    assert bool((cut.truncated != steps.truncated).any())
+    for world in worlds:
+        world.obs[1:] = [world.first(), world.first()]
+    after = [rollout() for _ in range(2)]
+
+    saved, told = storage.init(), storage.init()
+    for x in before[:-1]:
+        saved, told = storage.append(saved, x), storage.append(told, x)
+    told = storage.append(told, replace(before[-1], steps=cut))
+    saved = storage.restore(storage.gather(storage.append(saved, before[-1])))
+    for state in (saved, told):
+        state.token.owner.mark_episodes()
+    for x in after:
+        saved, told = storage.append(saved, x), storage.append(told, x)
+    assert tree.different_bits(everything(storage, saved), everything(storage, told)) == []
+    assert tree.different_bits(saved.token.owner.spans, told.token.owner.spans) == []
 
 
 def test_one_frame_a_row_is_stored():

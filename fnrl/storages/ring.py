@@ -145,9 +145,8 @@ class Ring(Owner):
         self.free = self._unused()
         self.spans: Spans | None = None
         self._where = np.array((self.start, size))
-        self.where = torch.from_numpy(
-            self._where
-        )  # the oldest row and the number of rows, as a lifted method takes them
+        self.where = torch.from_numpy(self._where)  # the oldest row, and how many: as a lifted method takes them
+        self._restored = False  # whether what comes may be of other episodes than the newest row
 
     @staticmethod
     def empty(capacity: int, steps: Transition, prioritised: bool, frames: Frames | None = None) -> "Ring":
@@ -187,6 +186,8 @@ class Ring(Owner):
 
         Errors: EnvironmentFault where frames are not stacked as they should be; nothing is taken in.
         """
+        if self._restored:
+            self._end_what_was_restarted(steps.obs)
         length, rows = steps.reward.shape[self.axis], self.rows
         whole, first = self.whole, self.cursor
         if self.frames is not None:
@@ -281,16 +282,36 @@ class Ring(Owner):
                 gone[...] = -1
 
     def _keep_finals(self, steps: Transition, first: int) -> None:
-        ends = _lanes(steps.terminated | steps.truncated, self.axis).nonzero().tolist()
+        ended = steps.terminated | steps.truncated
+        self._put_finals(_lanes(ended, self.axis), _lanes(steps.next_obs, self.axis), first)
+
+    def _put_finals(self, ended: Tensor, successors: Tensor, first: int) -> None:
+        """Keeps `successors` `[S, T, N, ...]` where episodes ended `[S, T, N]`, of the rows from `first` on."""
+        ends = ended.nonzero().tolist()
         needed = max(sum(e[0] == lane for e in ends) - len(free) for lane, free in enumerate(self.free))
         if needed > 0:
             self._grow(needed)
         at, finals = _lanes(self.rows.final_at, self.axis), _lanes(self.rows.finals, self.axis)
-        successors = _lanes(steps.next_obs, self.axis)
         for lane, t, env in ends:
             place = self.free[lane].pop()
             finals[lane, place] = successors[lane, t, env]
             at[lane, (first + t) % self.whole, env] = place
+
+    def _end_what_was_restarted(self, obs: Tensor) -> None:
+        """Of a ring that was restored, and simulators that weren't: where what comes first `[T, N, ...]` isn't what
+        followed the newest row, another episode has begun, and that one counts as truncated.
+        """
+        axis, newest, self._restored = self.axis, (self.cursor - 1) % self.whole, False
+        first, followed = obs.select(axis, 0), self.rows.obs.select(axis, self.cursor)
+        first = first if self.frames is None else first.select(axis + 1, -1)
+        other = (first != followed).reshape(*followed.shape[: axis + 1], -1).any(-1)
+        ended = other & (self.rows.final_at.select(axis, newest) < 0)
+        if self.size == 0 or not bool(ended.any()):
+            return
+        self.rows.truncated.select(axis, newest).logical_or_(ended)
+        self._put_finals(_lanes(ended, axis)[:, None], _lanes(followed, axis)[:, None], newest)
+        if self.spans is not None:
+            self.mark_episodes()
 
     def _grow(self, needed: int) -> None:
         old = self.rows.finals
@@ -352,7 +373,9 @@ class Ring(Owner):
             else:  # of blocks of another size
                 sums.copy_(priority.reshape(*sums.shape, BLOCK).sum(-1))
             fields.update(priority=priority, sums=sums, top=given.top.clone())
-        return Ring(capacity, Rows(**fields), pure.cursor, pure.size, frames)
+        ring = Ring(capacity, Rows(**fields), pure.cursor, pure.size, frames)
+        ring._restored = True
+        return ring
 
 
 def _empty(x: Tensor, shape: Sequence[int], axis: int) -> Tensor:
