@@ -147,7 +147,9 @@ class cached(Generic[T]):  # noqa: N801
 
 
 def once(compute: Callable[[Any], T]) -> Callable[[Any], T]:
-    """A function of a record, computed once for each, as `cached` does for its own properties."""
+    """A function of a record, computed once for each, as `cached` does for its own properties; each time where
+    gradients flow through it, for a backward pass frees what it was made of.
+    """
     name = f"{compute.__module__}.{compute.__qualname__}"
 
     @functools.wraps(compute)
@@ -155,7 +157,8 @@ def once(compute: Callable[[Any], T]) -> Callable[[Any], T]:
         value = x.__dict__.get(name)
         if value is None:
             value = compute(x)
-            if not torch.compiler.is_dynamo_compiling():
+            learns = any(v.requires_grad for v in torch_pytree.tree_leaves(value) if isinstance(v, torch.Tensor))
+            if not (learns or torch.compiler.is_dynamo_compiling()):
                 x.__dict__[name] = value
         return value
 

@@ -266,6 +266,9 @@ def test_a_density_that_is_ready_before_acting_is_that_of_the_action():
     assert tree.same_bits((action, sent), plain[:2])
     torch.testing.assert_close(logp, plain[2], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(noise.logp, torch.distributions.Normal(0.0, 1.0).log_prob(noise.z).sum(-1))
+    learning = Params(params.vector.clone().requires_grad_(), params.layout)
+    for _ in range(2):  # nothing is kept that a backward pass has freed
+        actor.act(learning, obs, memory, noise)[0].sum().backward()
 
 
 @pytest.mark.parametrize("algo", [fnrl.PPO(minibatches=1, entropy_coef=0.01), fnrl.A2C(entropy_coef=0.01)])
