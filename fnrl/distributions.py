@@ -72,11 +72,12 @@ class Normal:
         """
         _fits("action", action, self.mean.shape)
         z = (action - self.mean) * torch.exp(-self.log_std)
-        return -(0.5 * z.square() + self.log_std + 0.5 * math.log(2.0 * math.pi)).sum(-1)
+        return -0.5 * z.square().sum(-1) - (self.log_std.sum(-1) + 0.5 * self.mean.shape[-1] * math.log(2.0 * math.pi))
 
     def entropy(self) -> Tensor:
         """`sum_i log_std_i + log(2 pi e) / 2` [...]."""
-        return (self.log_std.expand_as(self.mean) + 0.5 * math.log(2.0 * math.pi * math.e)).sum(-1)
+        total = self.log_std.sum(-1) + 0.5 * self.mean.shape[-1] * math.log(2.0 * math.pi * math.e)
+        return total.expand(self.mean.shape[:-1])
 
     def mode(self) -> Tensor:
         """The likeliest action [..., A]: the mean."""

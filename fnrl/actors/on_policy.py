@@ -158,7 +158,7 @@ class OnPolicyActorCritic(Actor):
     def _policy(self, groups: Groups, out: Tensor) -> Categorical | Normal:
         if isinstance(self.spec.action, Discrete):
             return Categorical(out)
-        return Normal(out, groups["policy"]["log_std"].expand_as(out))
+        return Normal(out, groups["policy"]["log_std"])
 
     def _value(self, groups: Groups, x: Tensor) -> Tensor:
         x = self.value.apply(groups["value"], fit(self.value, x, self._shared_shape()))
