@@ -47,7 +47,8 @@ def main(description: str, cases: dict[str, Callable[[argparse.Namespace], Itera
     for name, settings in options.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **settings)
     args = parser.parse_args()
-    said = [x for x in sys.argv[1:] if not x.startswith("--json") and Path(x) != args.json]  # where isn't what
+    places = {args.json, getattr(args, "dir", None)}  # of one machine: they change nothing that is measured
+    said = [x for x in sys.argv[1:] if not x.startswith(("--json", "--dir")) and Path(x) not in places]
     command = " ".join(["python", os.path.relpath(sys.argv[0], HERE.parent), *said])
     if args.list:
         for name, case in cases.items():

@@ -29,7 +29,6 @@ from fnrl.results import improvement, improvement_interval, interval
 from fnrl.testing import probes
 
 SEEDS = (100, 200, 300, 400, 500)
-TWENTY = tuple(range(100, 2100, 100))
 BITS = 20
 SAVE_EVERY = 50_000  # steps between two checkpoints of a seed
 SB3 = "stable-baselines3==2.9.2"
@@ -231,13 +230,15 @@ def case_halfcheetah(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def case_halfcheetah_seeds(args: argparse.Namespace) -> Iterator[Row]:
-    """The same at 300k with 20 seeds each, for five leave open which is above: how sure is a difference?"""
-    mark, case = 300_000, "ppo-halfcheetah-seeds"
-    mine = list(scores_at(seeds_of("ppo-halfcheetah", args, [mark], TWENTY), mark).values())
-    theirs = list(scores_at(sb3(args, [mark], TWENTY), mark).values())
+    """The same at 300k with `--seeds` seeds each, for five leave open which is above: how sure is a difference?"""
+    mark, case, seeds = 300_000, "ppo-halfcheetah-seeds", tuple(range(100, 100 * args.seeds + 1, 100))
+    mine = list(scores_at(seeds_of("ppo-halfcheetah", args, [mark], seeds), mark).values())
+    theirs = list(scores_at(sb3(args, [mark], seeds), mark).values())
     for name, scores in (("fnrl", mine), ("stable-baselines3", theirs)):
         low, high = interval([scores])
-        yield Row(case, f"{name}, IQM of 20 seeds at {mark} [{low:.0f}, {high:.0f}]", iqm(scores), detail=scores)
+        yield Row(
+            case, f"{name}, IQM of {len(scores)} seeds at {mark} [{low:.0f}, {high:.0f}]", iqm(scores), detail=scores
+        )
     better = improvement([mine], [theirs])
     low, high = improvement_interval([mine], [theirs])
     yield Row(case, f"chance that a seed of fnrl is above one of theirs [{low:.2f}, {high:.2f}]", better)
@@ -331,6 +332,7 @@ if __name__ == "__main__":
             },
             dir={"type": Path, "default": Path("runs/benchmarks"), "help": "where runs are kept"},
             jobs={"type": int, "default": 2, "help": "seeds trained at once"},
+            seeds={"type": int, "default": 20, "help": "seeds each of ppo-halfcheetah-seeds"},
             until={"type": int, "default": 1_000_000, "help": "leave out marks beyond this many steps"},
             peer={"action": argparse.BooleanOptionalAction, "default": True, "help": "run stable-baselines3 alike"},
         )
