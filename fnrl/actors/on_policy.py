@@ -1,7 +1,7 @@
 """The actor of on-policy algorithms: a stochastic policy and a state value."""
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -88,7 +88,9 @@ class OnPolicyActorCritic(Actor):
 
     # -- acting -------------------------------------------------------------------------------------------------
 
-    def act(self, params: Params, obs: Tensor, memory: Tensor, noise: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def act(
+        self, params: Params, obs: Tensor, memory: Tensor, noise: Tensor | Normals | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`action, env_action, logp [N], memory`; the most likely action where noise is None. obs `[N, ...]`, noise
         `[N, ...]`.
 

@@ -18,7 +18,7 @@ from fnrl import tree
 from fnrl.errors import EnvironmentFault
 from fnrl.record import cached, host, record, replace
 from fnrl.storages.frames import Frames
-from fnrl.storages.priorities import BLOCK, blocks, write_priority
+from fnrl.storages.priorities import as_many, no_priorities, write_priority
 from fnrl.storages.spans import Spans
 from fnrl.token import Owner, Token
 from fnrl.types import Transition
@@ -161,7 +161,7 @@ class Ring(Owner):
         finals = room(obs.select(axis + 1, 0), _finals(length, n))
         priority: Any = ()
         if prioritised:
-            priority = (*blocks(steps.reward, axis, length), steps.reward.new_ones(lead))
+            priority = (*no_priorities(steps.reward, axis, length), steps.reward.new_ones(lead))
         at = room(steps.reward.int()).fill_(-1)
         flags = room(steps.terminated), room(steps.truncated)
         made = Rows(room(obs), room(steps.action), room(steps.reward), *flags, at, finals, *(priority or ((), (), ())))
@@ -365,13 +365,8 @@ class Ring(Owner):
         fields["finals"] = room(given.finals, ends, None)
         fields.update(priority=(), sums=(), top=())
         if isinstance(given.priority, Tensor):
-            priority, sums = blocks(given.reward, axis, length)
-            there = min(priority.shape[-1], given.priority.shape[-1]) // BLOCK * BLOCK
-            priority[..., :there] = given.priority[..., :there]
-            if given.sums.shape[-1] * BLOCK == given.priority.shape[-1]:
-                sums[..., : there // BLOCK] = given.sums[..., : there // BLOCK]
-            else:  # of blocks of another size
-                sums.copy_(priority.reshape(*sums.shape, BLOCK).sum(-1))
+            new = no_priorities(given.reward, axis, length)
+            priority, sums = as_many(given.priority, given.sums, new)
             fields.update(priority=priority, sums=sums, top=given.top.clone())
         ring = Ring(capacity, Rows(**fields), pure.cursor, pure.size, frames)
         ring._restored = True
@@ -380,7 +375,7 @@ class Ring(Owner):
 
 def _empty(x: Tensor, shape: Sequence[int], axis: int) -> Tensor:
     """As `x.new_empty(shape)`, of numpy's memory where rows fill it in their order: it asks for large pages, and a
-    batch from all over a ring finds its rows in two thirds of the time.
+    batch from all over a ring finds its rows in four fifths of the time.
     """
     return torch.from_numpy(np.empty(shape, x.numpy().dtype)) if x.is_cpu and axis == 0 else x.new_empty(shape)
 
